@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.configs.migration.draft import Draft
 from tunesmith.configs.migration.key_table import key_table, nearest_key
+from tunesmith.configs.migration.mixture import with_weights
 from tunesmith.configs.migration.rows import (
     TURN_ROLES,
     RowSet,
@@ -47,8 +48,11 @@ def convert_data_sets(draft: Draft, task: str, recipe_dir: Path) -> None:
         return
     for key, recipe_key in (("dataset", "data.train"), ("eval_dataset", "data.validation")):
         sets = [_row_set(draft, key, name, task, recipe_dir) for name in _names(draft, key)]
-        known = [each for each in sets if each is not None]
-        set_rows(draft, key, known, recipe_key=recipe_key, also=("dataset_dir",))
+        known, also = [each for each in sets if each is not None], ("dataset_dir",)
+        if key == "dataset":
+            known = with_weights(draft, known, names)
+            also = ("dataset_dir", "interleave_probs") if any(each.weight is not None for each in known) else also
+        set_rows(draft, key, known, recipe_key=recipe_key, also=also)
     draft.settings.pop("task", None)
     draft.set("task", task, "stage")
     size = draft.number("val_size", 0.0)
@@ -85,7 +89,25 @@ def _row_set(draft: Draft, key: str, name: str, task: str, recipe_dir: Path) -> 
     if not _check_keys(draft, key, name, entry, place):
         return None
     columns = _columns(draft, key, name, entry, task, place)
-    return None if columns is None else RowSet(name, _paths(draft, key, name, entry, folder, recipe_dir), task, columns)
+    if columns is None:
+        return None
+    paths = _paths(draft, key, name, entry, folder, recipe_dir)
+    return RowSet(name, paths, task, columns, max_rows=_max_rows(draft, key, name, entry))
+
+
+def _max_rows(draft: Draft, key: str, name: str, entry: Mapping[str, Any]) -> int | None:
+    """Return `num_samples` of a definition of training rows; None if there is none."""
+    number = entry.get("num_samples")
+    if number is None:
+        return None
+    if key != "dataset":
+        draft.drop(key, f"{name}.num_samples: all validation rows are used")
+        return None
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        draft.fail(key, f"`{name}.num_samples` is {number!r}", "write a whole number of at least 1")
+        return None
+    draft.drop(key, f"{name}.num_samples: becomes max_rows, which selects other rows and repeats none")
+    return number
 
 
 def _read_info(draft: Draft, key: str, directory: str) -> tuple[Mapping[str, Any], Path, str] | None:

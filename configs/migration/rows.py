@@ -1,13 +1,16 @@
 """Convert data sets: where the rows are, and which keys of a row have which meaning.
 
-A recipe reads one form of rows from all its files. Data sets with different columns, or different tasks, are errors.
+Data sets that differ in columns, or have weights or a maximum number of rows, become sections of data.train; otherwise
+their files are listed. Data sets of different tasks are an error.
 """
 
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from tunesmith.configs.migration.draft import Draft
 
@@ -29,12 +32,15 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 @dataclass(frozen=True)
 class RowSet:
-    """One data set. paths: as in data.train. task: the recipe's task. columns: as in data.columns."""
+    """One data set. paths: as in data.train. task: the recipe's task. columns: as in data.columns. weight, max_rows: as
+    in an entry of data.train."""
 
     name: str
     paths: tuple[str, ...]
     task: str
     columns: Mapping[str, str] = field(default_factory=dict)
+    weight: float | None = None
+    max_rows: int | None = None
 
 
 def set_rows(
@@ -49,23 +55,40 @@ def set_rows(
         if other.task != first.task:
             what = f"{first.name} is for the task {first.task}, but {other.name} for {other.task}"
             draft.fail(key, what, "a recipe has one task: train them in two runs, or convert the rows of one")
-        elif dict(other.columns) != dict(first.columns):
-            what = f"{first.name} and {other.name} have different columns"
-            draft.fail(key, what, "a recipe has one data.columns: rename the columns in the rows of one of them")
-    draft.set(recipe_key, [path for each in sets for path in each.paths], key, *also)
-    if recipe_key == "data.train":
+    is_training = recipe_key == "data.train"
+    common = dict(first.columns) if is_training else _columns(draft)
+    differ = any(dict(each.columns) != common or each.weight is not None or each.max_rows is not None for each in sets)
+    if differ:
+        common = {} if is_training else common
+        draft.set(recipe_key, _sections(sets, common), key, *also)
+    else:
+        draft.set(recipe_key, [path for each in sets for path in each.paths], key, *also)
+    if is_training:
         draft.set("task", first.task, key)
-        if first.columns:
-            draft.set("data.columns", dict(first.columns), key)
+        if common:
+            draft.set("data.columns", common, key)
     elif "task" in draft.settings and draft.settings["task"].value != first.task:
         what = f"{first.name} is for the task {first.task}, the training rows for {draft.settings['task'].value}"
         draft.fail(key, what, "convert its rows")
-    elif dict(first.columns) != dict(_columns(draft)):
-        draft.fail(key, f"{first.name} has other columns than the training rows", "rename its columns")
 
 
-def _columns(draft: Draft) -> Mapping[str, str]:
-    return draft.settings["data.columns"].value if "data.columns" in draft.settings else {}
+def _sections(sets: Sequence[RowSet], common: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the data sets as sections with distinct names. common: data.columns."""
+    sections, names = [], set[str]()
+    for each in sets:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", each.name.rsplit("/", 1)[-1]).strip("-._")[:60] or "rows"
+        name = next(name for number in count(1) if (name := stem if number == 1 else f"{stem}-{number}") not in names)
+        names.add(name)
+        section: dict[str, Any] = {"path": each.paths[0] if len(each.paths) == 1 else list(each.paths), "name": name}
+        if dict(each.columns) != dict(common):
+            section["columns"] = dict(each.columns)
+        options = {"weight": each.weight, "max_rows": each.max_rows}
+        sections.append(section | {option: value for option, value in options.items() if value is not None})
+    return sections
+
+
+def _columns(draft: Draft) -> dict[str, str]:
+    return dict(draft.settings["data.columns"].value) if "data.columns" in draft.settings else {}
 
 
 def own_names(columns: Mapping[str, str | None]) -> dict[str, str]:

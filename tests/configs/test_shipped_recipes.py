@@ -42,10 +42,14 @@ def row(task: str, number: int) -> dict:
 
 
 def write_rows(directory: Path, pattern: str, task: str, first: int = 0) -> None:
-    """Write forty rows to the path that the recipe names; ten files for a pattern of text files."""
+    """Write forty rows to the path that the recipe names; ten files for a pattern of text files. A CSV file has the
+    columns question and answer."""
     paths = [directory / pattern.replace("*", str(number)) for number in range(10 if "*" in pattern else 1)]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".csv":
+            path.write_text("question,answer\n" + "".join(f"q {n},answer {n}\n" for n in range(first, first + 40)))
+            continue
         lines = [json.dumps(row(task, number)) for number in range(first, first + 40)]
         plain = path.suffix == ".txt"
         path.write_text(f"{path.name} speaks.\n" * 40 if plain else "\n".join(lines) + "\n", encoding="utf-8")
@@ -65,11 +69,10 @@ def tiny_t5(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_can_be_planned(path, tmp_path, tiny_llama, tiny_t5):
     recipe = load_recipe(path)
-    for pattern in recipe.data.train:
-        write_rows(tmp_path, pattern, recipe.task)
-    if isinstance(recipe.data.validation, list):
-        for pattern in recipe.data.validation:
-            write_rows(tmp_path, pattern, recipe.task, first=100)
+    for number, pattern in enumerate(recipe.data.training_paths):
+        write_rows(tmp_path, pattern, recipe.task, first=1000 * number)
+    for pattern in recipe.data.validation_paths:
+        write_rows(tmp_path, pattern, recipe.task, first=100)
     copy = shutil.copy(path, tmp_path / path.name)
     command = [sys.executable, "-m", "tunesmith.cli.main", "plan", str(copy), "--json"]
     command += [

@@ -147,6 +147,12 @@ EXAMPLES = {
         "dataset": "other",
         "eval_dataset": "other",
         "dataset_dir": {"dataset_dir": {"faq": {"hf_hub_url": "some/faq"}}},
+        "mix_strategy": {"dataset": "faq,other", "mix_strategy": "interleave_under"},
+        "interleave_probs": {
+            "dataset": "faq,other",
+            "mix_strategy": "interleave_over",
+            "interleave_probs": "0.7,0.3",
+        },
         "val_size": 0.2,
         "cutoff_len": 99,
         "packing": True,

@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 LLAMA_FACTORY = (HERE / "llama_factory" / "lora_sft.yaml").read_text(encoding="utf-8")
 AXOLOTL = (HERE / "axolotl" / "lora_1b.yaml").read_text(encoding="utf-8")
+FAQ_COLUMNS = {"instruction": "question", "output": "answer"}
 TRL = """\
 model_name_or_path: Qwen/Qwen2.5-0.5B
 dataset_name: rows.jsonl
@@ -53,7 +54,13 @@ def convert(tmp_path):
         (LLAMA_FACTORY, {"cutof_len": 2048}, "unknown key `cutof_len`", "did you mean `cutoff_len`?"),
         (LLAMA_FACTORY, {"dataset": "pictures"}, "images", "data set of texts"),
         (LLAMA_FACTORY, {"dataset": "identiti"}, "no data set identiti", "did you mean identity?"),
-        (LLAMA_FACTORY, {"dataset": "identity,faq"}, "different columns", "rename the columns"),
+        (
+            LLAMA_FACTORY,
+            {"dataset": "identity,faq", "mix_strategy": "interleave_under", "interleave_probs": "0.7"},
+            "no list of 2 probabilities",
+            "one for each data set",
+        ),
+        (LLAMA_FACTORY, {"dataset": "identity,faq", "mix_strategy": "shuffle"}, "`mix_strategy: shuffle`", "concat"),
         (LLAMA_FACTORY, {"dataset": "dpo_en_demo"}, "has rankings", "use another"),
         (LLAMA_FACTORY, {"use_badam": True}, "`use_badam`", "finetuning_type: lora"),
         (LLAMA_FACTORY, {"train_on_prompt": True}, "only the assistant's messages", "remove it"),
@@ -123,6 +130,48 @@ def test_all_errors_are_listed_at_once(convert, tmp_path):
         (LLAMA_FACTORY, {"dataset": "faq"}, {}, {"data.columns": {"instruction": "question", "output": "answer"}}),
         (LLAMA_FACTORY, {"dataset": "glaive"}, {}, {"data.train": ["hf://datasets/llamafactory/glaive_toolcall_en"]}),
         (LLAMA_FACTORY, {"eval_dataset": "alpaca_en_demo"}, {}, {"data.validation": ["data/alpaca_en_demo.json"]}),
+        (
+            LLAMA_FACTORY,
+            {"dataset": "identity,faq"},
+            {},
+            {
+                "data.train": [
+                    {"path": "data/identity.json", "name": "identity"},
+                    {"path": "data/faq.csv", "name": "faq", "columns": FAQ_COLUMNS},
+                ]
+            },
+        ),
+        (
+            LLAMA_FACTORY,
+            {
+                "dataset": "identity,alpaca_en_demo",
+                "mix_strategy": "interleave_over",
+                "interleave_probs": "0.7,0.3",
+            },
+            {},
+            {
+                "data.train": [
+                    {"path": "data/identity.json", "name": "identity", "weight": 0.7},
+                    {"path": "data/alpaca_en_demo.json", "name": "alpaca_en_demo", "weight": 0.3},
+                ],
+                "data.mixing.epoch_samples": "all_exhausted",
+            },
+        ),
+        (
+            LLAMA_FACTORY,
+            {"dataset": "identity", "eval_dataset": "faq"},
+            {},
+            {
+                "data.train": ["data/identity.json"],
+                "data.validation": [{"path": "data/faq.csv", "name": "faq", "columns": FAQ_COLUMNS}],
+            },
+        ),
+        (
+            LLAMA_FACTORY,
+            {"dataset": "identity,alpaca_en_demo", "mix_strategy": "concat"},
+            {},
+            {"data.train": ["data/identity.json", "data/alpaca_en_demo.json"]},
+        ),
         (AXOLOTL, {"fsdp_config": {"offload_params": True}}, {}, {"parallelism.offload_params": "cpu"}),
         (AXOLOTL, {"fsdp": ["shard_grad_op"]}, {}, {"parallelism.zero_stage": 2}),
         (AXOLOTL, {"gradient_checkpointing": "offload"}, {}, {"optimization.offload_activations": True}),
