@@ -2,7 +2,7 @@
 
 from tunesmith.configs.plan import Choice, DataFacts, DataSetFacts
 from tunesmith.configs.recipe import Mixing, Recipe
-from tunesmith.report.wording import count, percent, plural
+from tunesmith.report.wording import percent, plural
 
 
 def sample_noun(recipe: Recipe) -> str:
@@ -31,7 +31,8 @@ def _choice(recipe: Recipe, data: DataFacts, facts: DataSetFacts, unit: str) -> 
         why = f"weight {weight:g}"
     share = percent(facts.samples_per_epoch / (data.epoch_samples or 1))
     passes = f"{facts.samples_per_epoch / facts.num_samples:.3g}"
-    used = f"{passes} x its {count(facts.num_samples)} {unit} ({plural(facts.num_rows, 'row')})"
+    used = f"{passes} x its {plural(facts.num_samples, sample_noun(recipe))}"
+    used += f" of {plural(facts.num_rows, 'row')}" if recipe.packs else ""
     return Choice(
         key=f"dataset {facts.name}", value=facts.samples_per_epoch, reason=f"{share} of an epoch, {why}: {used}"
     )

@@ -78,6 +78,13 @@ def test_other_events_are_printed():
     ]
 
 
+def test_an_evaluation_shows_the_loss_of_each_data_set():
+    by_name = {"support": {"loss": 1.5, "num_examples": 9}, "general": {"loss": 2.25}}
+    scores = {"loss": 2.0, "perplexity": 7.389, "token_accuracy": 0.5, "datasets": by_name}
+    (line,) = printed({"kind": "evaluation", "step": 8, "when": "during", **scores})
+    assert line.endswith("(step 8); loss by data set: support 1.5000, general 2.2500")
+
+
 def test_a_checkpoint_that_was_set_aside_is_reported():
     damaged = {"path": "/r/checkpoints/step-00000020", "why": "model.safetensors does not match its hash"}
     lines = printed({"kind": "resume", "step": 10, "why": "the newest that verifies", "set_aside": [damaged]})
