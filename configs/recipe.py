@@ -220,6 +220,14 @@ class NamedRows(Section):
     """Keys of its rows that have other names. Null: data.columns."""
     csv_delimiter: Delimiter | None = None
     """The character between the columns of its CSV files. Null: data.csv_delimiter."""
+    chat_template_kwargs: dict[str, JsonValue] = {}
+    """Values of variables that the chat template reads, for its rows only; they override those of
+    model.chat_template_kwargs."""
+
+    @property
+    def has_options(self) -> bool:
+        """Whether its rows are read in another way than those of other data sets."""
+        return bool(self.columns or self.csv_delimiter or self.chat_template_kwargs)
 
     @property
     def label(self) -> str:
@@ -241,8 +249,8 @@ class TrainingSet(NamedRows):
 
 
 class ValidationSet(NamedRows):
-    """Validation files with a name: their loss is reported under it. With the name of a training data set, the columns
-    and delimiter of that one are the defaults."""
+    """Validation files with a name: their loss is reported under it. With the name of a training data set, the options
+    of that one are the defaults."""
 
 
 _Rows = TypeVar("_Rows", bound=NamedRows)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tunesmith.configs.plan import DataFacts, SplitFacts
-from tunesmith.configs.recipe import Columns, Recipe
+from tunesmith.configs.recipe import Recipe
 from tunesmith.configs.tasks import TASKS
 from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.encoder import RowEncoder
@@ -119,27 +120,39 @@ def _files(recipe: Recipe, training_only: bool = False) -> list[Files]:
 
 
 def recipe_encoders(recipe: Recipe, tokenizer: Tokenizer, sources: Sequence[Source]) -> tuple[RowEncoder, OwnEncoders]:
-    """Return the encoder of the recipe's rows, and those of data sets whose columns have other names. Labels are
-    collected from the training files. Raises InputError."""
-    own, common = _own_columns(recipe), recipe.data.columns
+    """Return the encoder of the recipe's rows, and those of data sets that have columns or template variables of their
+    own. Labels are collected from the training files. Raises InputError."""
+    own, variables, common = _own(recipe, "columns"), _own(recipe, "chat_template_kwargs"), recipe.data.columns
     for dataset in dict.fromkeys(source.dataset for source in sources if not source.validation):
         train = [source for source in sources if not source.validation and source.dataset == dataset]
         first = islice((line.value for source in train for line in read(source.shard)), FIRST_ROWS)
         key = f"data.train, data set {dataset}, columns" if (dataset, False) in own else "data.columns"
         require_columns(recipe, first, _names(train), own.get((dataset, False), common), key)
     spec = EncodingSpec.of(recipe, read_labels(recipe, sources))
-    encoders = {name: make_encoder(tokenizer, replace(spec, columns=columns)) for name, columns in own.items()}
+    encoders = {}
+    for key in own | variables:
+        its_tokenizer = _with_variables(tokenizer, key[0], variables.get(key, {}))
+        encoders[key] = make_encoder(its_tokenizer, replace(spec, columns=own.get(key, common)))
     return make_encoder(tokenizer, spec), encoders
 
 
-def _own_columns(recipe: Recipe) -> dict[tuple[str, bool], Columns]:
-    """Return the columns of data sets that have some of their own, with keys as in OwnEncoders."""
-    train = {each.label: each.columns for each in recipe.data.training_sets if each.columns is not None}
-    own = {(name, False): columns for name, columns in train.items()}
+def _with_variables(tokenizer: Tokenizer, dataset: str, variables: dict[str, Any]) -> Tokenizer:
+    """Return the tokenizer with the template variables of a data set. Raises InputError if the template does not read
+    one."""
+    try:
+        return tokenizer.with_template_kwargs(variables)
+    except InputError as error:
+        where = f"key chat_template_kwargs of the data set {dataset}"
+        raise InputError(error.what, where=where, remedy=error.remedy) from error
+
+
+def _own(recipe: Recipe, option: str) -> dict[tuple[str, bool], Any]:
+    """Return the values of an option for the data sets that set it, with keys as in OwnEncoders."""
+    values = {each.label: getattr(each, option) for each in recipe.data.training_sets}
+    own = {(name, False): value for name, value in values.items()}
     for each in recipe.data.validation_sets:
-        if (columns := each.columns or train.get(each.label)) is not None:
-            own[each.label, True] = columns
-    return own
+        own[each.label, True] = getattr(each, option) or values.get(each.label)
+    return {key: value for key, value in own.items() if value}
 
 
 def earlier_fingerprint(recipe: Recipe, tokenizer: Tokenizer, recipe_dir: Path) -> str:
@@ -250,7 +263,7 @@ def read_labels(recipe: Recipe, sources: Sequence[Source]) -> list[str] | None:
     if not recipe.task_facts.is_classifier:
         return None
     train = [source for source in sources if not source.validation]
-    own = {name: columns.renamed() for (name, held_out), columns in _own_columns(recipe).items() if not held_out}
+    own = {name: columns.renamed() for (name, held_out), columns in _own(recipe, "columns").items() if not held_out}
     common = recipe.data.columns.renamed() if recipe.data.columns is not None else {}
     rows = (renamed(line.value, own.get(source.dataset, common)) for source in train for line in read(source.shard))
     withheld = recipe.data.deidentify is not None

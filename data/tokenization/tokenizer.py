@@ -56,6 +56,7 @@ class Tokenizer:
         """The file that overrides the model's chat template, if any. directory: where the tokenizer was loaded from."""
         self.num_embeddings: int | None = None
         """Rows of the model's embedding; None if unknown."""
+        self.plain_fingerprint = fingerprint  # without template_kwargs
         self.template_kwargs: dict[str, Any] = {}
         """Values of the chat template's variables, as in a recipe."""
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
@@ -118,7 +119,7 @@ class Tokenizer:
             other.__dict__.pop(cached, None)
         other.template = self.template.with_variables(values)
         other.template_kwargs = {**self.template_kwargs, **values}
-        described = json.dumps([self.fingerprint, dict(values)], sort_keys=True)
+        described = json.dumps([self.plain_fingerprint, other.template_kwargs], sort_keys=True)
         other.fingerprint = hashlib.sha256(described.encode("utf-8")).hexdigest()
         return other
 

@@ -113,10 +113,10 @@ def prepared_jobs(request: Request, run: RunDir, options: SlurmSubmission) -> li
 
 def evaluate_rows(request: Request, options: SlurmSubmission) -> list[str]:
     """The rows that the stage `evaluate` scores: those of --evaluate, or the validation files of the recipe, if they
-    have no columns or delimiter of their own. The run itself scores them in any case."""
+    have no columns, delimiter or template variables of their own. The run itself scores them in any case."""
     data = request.recipe.data
-    own = {each.label for each in data.training_sets if each.columns or each.csv_delimiter}
-    plain = all(not (each.columns or each.csv_delimiter or each.label in own) for each in data.validation_sets)
+    own = {each.label for each in data.training_sets if each.has_options}
+    plain = all(not (each.has_options or each.label in own) for each in data.validation_sets)
     task = request.recipe.task_facts
     if task.may_need_reference:  # evaluated by the run, which has the reference
         if options.evaluate_data:

@@ -8,9 +8,11 @@ import pytest
 from tunesmith.configs.plan import DataFacts
 from tunesmith.configs.recipe import Recipe
 from tunesmith.data.check import check_recipe
-from tunesmith.data.index.prepare import prepare
+from tunesmith.data.encoders.by_task import encoder_from, portable
+from tunesmith.data.index.prepare import prepare, recipe_encoders, recipe_sources
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.data.show import show
+from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.rundir.paths import RunDir
 
@@ -141,6 +143,34 @@ def test_a_data_set_has_its_own_columns_and_delimiter(recipe, prepared, tmp_path
         ("faq", 5, 1),
         ("general", 0, 24),
     ]
+
+
+def test_a_data_set_has_its_own_template_variables(recipe, tmp_path, tiny_llama):
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + mode|default('') + '\\n' + m['content'] }}"
+        "{{ '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant' + mode|default('') + '\\n' }}{% endif %}"
+    )
+    tokenizer = Tokenizer.load(tiny_llama, template, None, {"mode": " m"})
+    mixed = recipe(A, {**B, "chat_template_kwargs": {"mode": " other"}}, validation=[{"path": "c.jsonl", "name": "b"}])
+    (tmp_path / "c.jsonl").write_text(json.dumps(chat(99)) + "\n")
+    facts = prepare(mixed, tokenizer, recipe_dir=tmp_path, cache=tmp_path / "cache")
+
+    def text(split, sample: int) -> str:
+        return tokenizer.decode(TokenIndex.open(Path(split.index)).sample(sample).tokens.tolist(), False)
+
+    assert text(facts.train, 0).startswith("<|im_start|>user m\n")
+    assert text(facts.train, facts.datasets[1].first_sample).startswith("<|im_start|>user other\n")
+    assert text(facts.validation, 0).startswith("<|im_start|>user other\n")
+    sources = recipe_sources(mixed, tmp_path)
+    _, encoders = recipe_encoders(mixed, tokenizer, sources)
+    for encoder in encoders.values():  # as in a worker process
+        assert encoder_from(portable(encoder)).tokenizer.fingerprint == encoder.tokenizer.fingerprint
+    unknown = recipe(A, {**B, "chat_template_kwargs": {"modus": 1}})
+    with pytest.raises(InputError, match="modus") as caught:
+        prepare(unknown, tokenizer, recipe_dir=tmp_path, cache=tmp_path / "cache")
+    assert "the data set b" in str(caught.value.where)
 
 
 def test_a_column_that_a_data_set_lacks_is_an_error_that_names_it(recipe, prepared):
