@@ -19,11 +19,11 @@ def mixture_choices(recipe: Recipe, data: DataFacts) -> list[Choice]:
     unit = f"{sample_noun(recipe)}s"
     return [
         Choice(key="epoch_samples", value=data.epoch_samples, reason=f"{rule}; shares hold in {unit}"),
-        *(_choice(recipe, data, facts, unit) for facts in data.datasets if facts.num_samples),
+        *(_choice(recipe, data, facts) for facts in data.datasets if facts.num_samples),
     ]
 
 
-def _choice(recipe: Recipe, data: DataFacts, facts: DataSetFacts, unit: str) -> Choice:
+def _choice(recipe: Recipe, data: DataFacts, facts: DataSetFacts) -> Choice:
     mixing = recipe.data.mixing or Mixing()
     weight = next(each.weight for each in recipe.data.training_sets if each.label == facts.name)
     why = "proportional to its size" if mixing.temperature in (None, 1) else f"temperature {mixing.temperature:g}"
