@@ -19,6 +19,7 @@ from typing import Literal, NotRequired, TypedDict
 from tunesmith.errors import ExitCode, TunesmithError
 from tunesmith.launcher.clusters import cluster_and_launch_or_default, cluster_named
 from tunesmith.launcher.exit_status import log_tail
+from tunesmith.launcher.runs.cluster_watch import ClusterWatch
 from tunesmith.launcher.runs.remote import stop_run
 from tunesmith.rundir.atomic import write_json
 from tunesmith.rundir.event_log import read_events
@@ -27,7 +28,6 @@ from tunesmith.rundir.faults import fault_point
 from tunesmith.rundir.lock import is_free
 from tunesmith.rundir.paths import RunDir
 from tunesmith.rundir.status import Status, is_running, read_status
-from tunesmith.serving.jobs.cluster_watch import ClusterWatch
 from tunesmith.serving.jobs.fault import JobFault
 
 RunState = Literal["absent", "working", "finished", "preempted", "failed", "lost"]
