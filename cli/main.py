@@ -28,6 +28,7 @@ from tunesmith.cli.status import status
 from tunesmith.cli.stop import stop
 from tunesmith.cli.track import track
 from tunesmith.cli.train import resume, train
+from tunesmith.cli.tune import tune
 from tunesmith.errors import ExitCode, TunesmithError
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(resume)
+app.command()(tune)
 app.command()(plan)
 app.add_typer(data, name="data")
 app.add_typer(cluster, name="cluster")
