@@ -43,6 +43,12 @@ class StudySummary:
         """The recipe keys that vary."""
         return list(dict.fromkeys(key for trial in self.trials for key in trial.values))
 
+    @property
+    def short_keys(self) -> dict[str, str]:
+        """The same, each with its last part (`learning_rate`), or in full if that is not unique."""
+        last = [key.rpartition(".")[2] for key in self.keys]
+        return {key: part if last.count(part) == 1 else key for key, part in zip(self.keys, last, strict=True)}
+
     def trial(self, number: int) -> TrialSummary:
         return self.trials[number - 1]
 

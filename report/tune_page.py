@@ -3,7 +3,7 @@
 import time
 
 from tunesmith.report.curves import Chart, Line, figure
-from tunesmith.report.markup import Content, Html, section, table, tag
+from tunesmith.report.markup import Content, Html, section, table, tag, term
 from tunesmith.report.measures import DEFINITIONS, FORMS
 from tunesmith.report.page import head
 from tunesmith.report.trials import StudySummary, TrialSummary, ranked
@@ -55,24 +55,38 @@ def _header(study: StudySummary) -> Html:
 
 
 def _trials(study: StudySummary) -> Html:
-    columns: list[Content] = ["Trial", *study.keys, study.metric.name, "Best during training", "Steps", "Time"]
+    keys = [term(short, key) for key, short in study.short_keys.items()]
+    columns: list[Content] = ["Trial", "Outcome", *keys, study.metric.name, "Best during training", "Steps", "Time"]
     body: list[list[Content]] = []
     for trial in ranked(study):
         values = [_shown(trial.values[key]) if key in trial.values else NONE for key in study.keys]
         steps = f"{count(trial.steps)} of {count(trial.total_steps)}" if trial.total_steps else NONE
-        name = tag("a", str(trial.number), href=f"{trial.run.name}/report.html")
+        name = str(trial.number)
+        if trial.run.report.is_file():
+            name = tag("a", name, href=f"{trial.run.name}/{trial.run.report.name}")
         numbers = [_value(study, trial), _lowest(study, trial), steps, duration(trial.seconds)]
-        body.append([name, *values, *numbers, _outcome(study, trial)])
-    numeric = tuple(range(1, len(columns)))
+        body.append([name, _outcome(study, trial), *values, *numbers])
+    numeric = tuple(range(2, len(columns)))
     definition = DEFINITIONS.get(study.metric.name, "")
     lead = f"From the best to the worst by {study.metric.name} of the validation rows after training. {definition}"
-    return section("trials", "Trials", table("Trials", [*columns, "Outcome"], body, numeric=numeric), lead=lead)
+    return section("trials", "Trials", table("Trials", columns, body, numeric=numeric), _reasons(study), lead=lead)
 
 
 def _outcome(study: StudySummary, trial: TrialSummary) -> Html:
-    text = "best" if trial.number == study.best else trial.reason or trial.outcome
-    look = "good-text" if trial.number == study.best else OUTCOME_CLASSES.get(trial.outcome, "")
-    return tag("span", text, class_=f"wrap {look}".strip())
+    is_best = trial.number == study.best
+    look = "good-text" if is_best else OUTCOME_CLASSES.get(trial.outcome)
+    return tag("span", "best" if is_best else trial.outcome, class_=look)
+
+
+def _reasons(study: StudySummary) -> Html | None:
+    """Why trials were pruned or failed."""
+    body: list[list[Content]] = [
+        [str(trial.number), tag("span", trial.reason, class_="wrap")] for trial in study.trials if trial.reason
+    ]
+    if not body:
+        return None
+    title = "Pruned and failed trials"
+    return tag("div", tag("h3", title), table(title, ["Trial", "Reason"], body))
 
 
 def _lowest(study: StudySummary, trial: TrialSummary) -> str:
@@ -85,7 +99,7 @@ def _lowest(study: StudySummary, trial: TrialSummary) -> str:
 
 
 def _curves(study: StudySummary) -> Html:
-    """One small chart per trial with the best trial's curve for comparison, all on the same axes."""
+    """One chart per trial, with the best trial's curve for comparison."""
     num_steps = max((trial.total_steps for trial in study.trials), default=0)
     best = study.trial(study.best) if study.best is not None else None
     figures = []

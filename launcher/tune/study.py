@@ -7,6 +7,7 @@ operating system: it survives kill -9 and works on shared file systems, where SQ
 
 import importlib.util
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -116,8 +117,12 @@ class Study:
             self._storage.set_trial_intermediate_value(trial._trial_id, step, value)
 
     def should_prune(self, number: int) -> bool:
-        """Whether the last reported metric of a trial is too bad for it to continue."""
-        return self._pruner is not None and bool(self._pruner.prune(self._study, self._trial(number)))
+        """Whether the last reported metric of a trial is too bad for it to continue; not finite always is."""
+        if self._pruner is None:
+            return False
+        trial = self._trial(number)
+        is_finite = trial.last_step is None or math.isfinite(trial.intermediate_values[trial.last_step])
+        return not is_finite or bool(self._pruner.prune(self._study, trial))
 
     def mark_pruned(self, number: int, step: int, reason: str) -> None:
         """Record the decision to prune, before the trial is asked to stop."""

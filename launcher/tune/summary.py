@@ -53,7 +53,7 @@ def write_results(search: Search, study: Study) -> StudySummary:
 def show_results(search: Search, summary: StudySummary, console: TextConsole) -> None:
     """Print the trials from the best to the worst, and the commands that continue with the best."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("trial", *summary.keys, summary.metric.name, "steps", "time"):
+    for name in ("trial", *summary.short_keys.values(), summary.metric.name, "steps", "time"):
         table.add_column(name, justify="right")
     table.add_column("outcome", overflow="fold")
     for trial in ranked(summary):

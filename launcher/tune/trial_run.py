@@ -21,7 +21,8 @@ from tunesmith.rundir.status import is_running, read_status
 RunState = Literal["working", "finished", "preempted", "failed", "lost"]
 MAX_STARTS = 3
 """Consecutive starts of a run without a step in between."""
-STOP_EVERY_S = 2.0
+STOP_EVERY_S, MAX_STOP_EVERY_S = 2.0, 30.0
+"""Interval of repeated stop requests, which doubles."""
 
 
 @dataclass
@@ -42,7 +43,7 @@ class TrialRun:
         self._watch = ClusterWatch(run)
         self._start: _Start | None = None
         self._starts, self._step_at_start = 0, -1
-        self._stop_at = 0.0
+        self._stop_at, self._stop_every_s = 0.0, STOP_EVERY_S
 
     @property
     def step(self) -> int:
@@ -103,9 +104,10 @@ class TrialRun:
     def request_stop(self) -> None:
         """Stop the run like `tunesmith stop`. Call repeatedly until it has ended: a launcher that is just starting
         discards earlier requests."""
-        if time.monotonic() - self._stop_at < STOP_EVERY_S:
+        if time.monotonic() < self._stop_at:
             return
-        self._stop_at = time.monotonic()
+        self._stop_at = time.monotonic() + self._stop_every_s
+        self._stop_every_s = min(2 * self._stop_every_s, MAX_STOP_EVERY_S)
         try:
             stop_run(self.run, 0.0)
             self._watch.cancel_pending(read_status(self.run.status), self._started_at())

@@ -28,13 +28,15 @@ from tunesmith.rundir.faults import fault_point
 from tunesmith.rundir.paths import RunDir
 
 POLL_S = 0.2
+SECOND_STOP_S = 2.0
+"""Time after which a further stop signal is a second request: schedulers may send the first one repeatedly."""
 
 
 class Tuner:
     def __init__(self, search: Search, study: Study, progress: Progress):
         self._search, self._study, self._progress = search, study, progress
         self._runs: dict[int, TrialRun] = {}
-        self._stopping = False
+        self._stopping, self._stopped_at = False, 0.0
         self._started = time.monotonic()
         self._exhausted = False
 
@@ -58,9 +60,13 @@ class Tuner:
         return ExitCode.DONE if any(trial.outcome == DONE for trial in self._study.trials()) else ExitCode.FAULT
 
     def _stop(self) -> None:
-        if not self._stopping and self._runs:
-            self._progress.print("asked to stop: running trials save after the current step", "yellow")
-        self._stopping = True
+        """Stop the running trials; on a second request, exit without waiting for them."""
+        if not self._stopping:
+            self._stopping, self._stopped_at = True, time.monotonic()
+            if self._runs:
+                self._progress.print("asked to stop: running trials save; ask again to exit without waiting", "yellow")
+        elif time.monotonic() - self._stopped_at > SECOND_STOP_S:
+            raise KeyboardInterrupt
 
     def _is_complete(self) -> bool:
         tune = self._search.tune_file.tune
@@ -137,7 +143,7 @@ class Tuner:
             self._print(trial.number, shown)
             is_last = event.step >= trial_run.total_steps
             if trial.pruned_at is None and not is_last and self._study.should_prune(trial.number):
-                self._study.mark_pruned(trial.number, event.step, f"pruned at {shown}")
+                self._study.mark_pruned(trial.number, event.step, f"pruned at step {event.step}: {decimal(value)}")
                 fault_point("tune.pruned")
             trial = self._trial(trial.number)
         return trial

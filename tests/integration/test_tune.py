@@ -58,7 +58,7 @@ def test_the_better_learning_rate_is_best_and_the_other_is_pruned(project, study
     assert better["value"] == list(event_lines(study.trial(1).events, "evaluation"))[-1]["loss"]
     assert worse["value"] is None
     # Pruned at the first evaluation that a finished trial has as well, with its state saved.
-    assert worse["reason"].startswith("pruned at step 4: loss")
+    assert worse["reason"].startswith("pruned at step 4: 6.")
     assert worse["step"] < worse["total_steps"]
     assert read_status(study.trial(2).status).phase == "preempted"
     assert study.trial(2).checkpoint(worse["step"]).is_dir()
@@ -168,3 +168,17 @@ def test_a_directory_that_is_no_study_is_left_alone(project):
     assert refused.returncode == ExitCode.BAD_INPUT
     assert "not a study" in refused.stderr
     assert not Path(project.directory / "study.json").exists()
+
+
+@pytest.mark.soak
+@pytest.mark.cluster
+def test_trials_run_on_ray(project, study):
+    """Each starts a Ray cluster of its own on this machine."""
+    pytest.importorskip("ray", reason="the ray extra is not installed")
+    project.write()
+    write_space(project, rates(BAD, GOOD))
+    result = tune(project, "--on", "ray")
+    assert outcomes(result) == ["done", "done"]
+    assert result["best"] == 2
+    assert json.loads(study.trial(2).launch.read_text())["backend"] == "ray"
+    assert tune(project) == result  # the back end is that of the study

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ pytest.importorskip("optuna", reason="the tune extra is not installed")
 
 from tunesmith.configs.tune import TuneFile, load_tune
 from tunesmith.errors import InputError
-from tunesmith.launcher.tune.study import DONE, FAILED, PRUNED, RUNNING, Study
+from tunesmith.launcher.tune.study import DONE, FAILED, PRUNED, RUNNING, Study, require_optuna
 
 RECIPE = """\
 name: bot
@@ -148,11 +149,11 @@ def test_pruning_below_the_median(open_study):
 
 
 def test_a_loss_that_is_not_finite_is_pruned(open_study):
-    study = open_study(RATES + "pruner: {kind: median, min_trials: 1}\n")
-    study.report(propose(study), 5, 2.0)
-    study.finish(1, DONE, value=2.0)
-    study.report(propose(study), 5, math.nan)
-    assert study.should_prune(2)
+    """Also of the first trial; not if nothing is pruned."""
+    for pruner, is_pruned in (("median", True), ("none", False)):
+        study = open_study(RATES + f"pruner: {pruner}\n")
+        study.report(number := propose(study), 5, math.nan)
+        assert study.should_prune(number) is is_pruned
 
 
 def test_a_higher_metric_may_be_better(open_study):
@@ -190,3 +191,11 @@ def test_outcomes_are_stored(open_study):
     ]
     states = [trial.state.name for trial in study._study.get_trials()]
     assert states == ["PRUNED", "PRUNED", "FAIL"]  # the sampler learns from the first two
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    require_optuna()
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(InputError, match="optuna") as caught:
+        require_optuna()
+    assert caught.value.remedy == "pip install 'tunesmith[tune]'"
