@@ -106,8 +106,8 @@ def load_tune(path: Path, recipe_text: str, recipe_source: str, overrides: Seque
     if isinstance(tree.values.get(SEARCH), dict):
         whole = RecipeText(recipe_text, recipe_source, tuple(overrides), recipe.model_dump(mode="json"))
         by_accuracy = metric is not None and metric.path == ("token_accuracy",)
-        dimensions, found = read_dimensions(tree, whole, by_accuracy=by_accuracy)
-        problems += found
+        dimensions, unusable = read_dimensions(tree, whole, by_accuracy=by_accuracy)
+        problems += unusable
     if tune is not None:
         problems += _combined(tune, recipe, metric, dimensions, tree)
     raise_problems(problems, str(path), "tune file")

@@ -126,7 +126,7 @@ class Study:
 
     def mark_pruned(self, number: int, step: int, reason: str) -> None:
         """Record the decision to prune, before the trial is asked to stop."""
-        self._set(number, pruned_at=step, reason=reason)
+        self._set(number, reason=reason, pruned_at=step)
 
     def finish(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from tunesmith.errors import OutOfMemory, TunesmithError
+from tunesmith.errors import OutOfMemory, RunFault, TunesmithError
 from tunesmith.launcher.backends.cluster import Cluster, Submission
 from tunesmith.launcher.exit_status import log_tail
 from tunesmith.launcher.runs.cluster_jobs import jobs_of
@@ -46,11 +46,6 @@ class TrialRun:
         self._stop_at, self._stop_every_s = 0.0, STOP_EVERY_S
 
     @property
-    def step(self) -> int:
-        status = read_status(self.run.status)
-        return status.step if status else 0
-
-    @property
     def total_steps(self) -> int:
         status = read_status(self.run.status)
         return status.total_steps if status else 0
@@ -60,7 +55,8 @@ class TrialRun:
 
         A run that an earlier command has started meanwhile is not started twice: its lock rejects the second launcher.
         """
-        step = self.step
+        status = read_status(self.run.status)
+        step = status.step if status else 0
         self._starts = 1 if step > self._step_at_start else self._starts + 1
         if self._starts > MAX_STARTS:
             return False
@@ -72,6 +68,8 @@ class TrialRun:
                 cluster.submit(submission)
             except TunesmithError as error:
                 start.error = error
+            except Exception as error:  # such as no process or memory left
+                start.error = RunFault(f"the run could not be started: {error}")
 
         start = _Start(threading.Thread(target=submit, daemon=True), time.time())
         self._start = start

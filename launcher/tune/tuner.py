@@ -161,9 +161,12 @@ class Tuner:
         self._study.finish(trial_run.number, outcome, **facts)
         del self._runs[trial_run.number]
         fault_point("tune.finished")
-        value, reason = facts.get("value"), facts.get("reason")
-        text = f"{outcome}: {self._search.metric.name} {decimal(value)}" if outcome == DONE else f"{outcome}: {reason}"
-        self._print(trial_run.number, text.removeprefix("pruned: "), None if outcome == DONE else "yellow")
+        texts = {
+            DONE: f"done: {self._search.metric.name} {decimal(facts.get('value'))}",
+            PRUNED: facts.get("reason") or "pruned",
+            FAILED: f"failed: {facts.get('reason')}",
+        }
+        self._print(trial_run.number, texts[outcome], None if outcome == DONE else "yellow")
         write_results(self._search, self._study)
 
     def _trial(self, number: int) -> StoredTrial:

@@ -17,6 +17,7 @@ from tunesmith.rundir.study import StudyDir
 __all__ = ["project"]
 
 
+@pytest.mark.soak
 def test_trials_are_jobs_and_a_bad_one_is_pruned(cluster, project):
     (project.directory / "tune.yaml").write_text(
         "search: {optimization.learning_rate: [1e-2, 1e-7]}\npruner: {kind: median, min_trials: 1}\n"

@@ -154,6 +154,9 @@ def test_a_loss_that_is_not_finite_is_pruned(open_study):
         study = open_study(RATES + f"pruner: {pruner}\n")
         study.report(number := propose(study), 5, math.nan)
         assert study.should_prune(number) is is_pruned
+        study.finish(number, PRUNED, reason="not finite")
+    assert [trial.outcome for trial in study.trials()] == [PRUNED, PRUNED]
+    assert study.propose() is not None  # the sampler accepts such trials
 
 
 def test_a_higher_metric_may_be_better(open_study):
