@@ -39,6 +39,6 @@ class StudyDir:
 
     def is_usable(self) -> bool:
         """Whether the directory is a study, or does not exist, or is empty but for a lock."""
-        if self.definition.is_file() or not self.root.exists():
+        if self.definition.is_file() or self.journal.is_file() or not self.root.exists():
             return True
         return self.root.is_dir() and all(path.name == "run.lock" for path in self.root.iterdir())

@@ -54,8 +54,9 @@ def open_search(arguments: SearchArguments, print_line: Callable[[str], None]) -
     if every_steps is None and not isinstance(tune_file.tune.pruner, NoPruner):
         print_line("no trial is pruned: evaluation.every_steps is not set in the recipe")
     with study_lock(directory):
-        if before is not None:
+        search = Search(directory, request, tune_file, cluster, launch, options)
+        study = Study(directory.journal, tune_file, every_steps)
+        if before is not None and study.trials():
             require_same(before, definition, directory)
         definition.write(directory.definition)
-        search = Search(directory, request, tune_file, cluster, launch, options)
-        yield search, Study(directory.journal, tune_file, every_steps)
+        yield search, study

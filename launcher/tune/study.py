@@ -75,18 +75,25 @@ class Study:
         self._pruner = None if every_steps is None else _pruner(tune_file, every_steps)
         try:
             self._storage = JournalStorage(JournalFileBackend(str(journal)))
-            self._study = optuna.create_study(
-                storage=self._storage,
-                study_name=STUDY_NAME,
-                direction="maximize" if tune_file.metric.higher_is_better else "minimize",
-                load_if_exists=True,
-            )
+            self._study = self._open()
         except (ValueError, KeyError) as error:
             raise InputError(
                 f"the journal of the study is damaged: {error}",
                 where=str(journal),
                 remedy="restore it, or start a new study with another --study",
             ) from error
+
+    def _open(self) -> "OptunaStudy":
+        """Open or create the study. One without trials may have been created for another objective."""
+        import optuna
+
+        direction = "maximize" if self._file.metric.higher_is_better else "minimize"
+        options: dict[str, Any] = {"storage": self._storage, "study_name": STUDY_NAME, "direction": direction}
+        study = optuna.create_study(**options, load_if_exists=True)
+        if study.direction.name.lower() != direction and not study.get_trials(deepcopy=False):
+            optuna.delete_study(study_name=STUDY_NAME, storage=self._storage)
+            study = optuna.create_study(**options)
+        return study
 
     def trials(self) -> list[StoredTrial]:
         return [_stored(trial) for trial in self._study.get_trials(deepcopy=False)]

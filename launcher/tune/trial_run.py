@@ -46,6 +46,11 @@ class TrialRun:
         self._stop_at, self._stop_every_s = 0.0, STOP_EVERY_S
 
     @property
+    def step(self) -> int:
+        status = read_status(self.run.status)
+        return status.step if status else 0
+
+    @property
     def total_steps(self) -> int:
         status = read_status(self.run.status)
         return status.total_steps if status else 0
@@ -55,8 +60,7 @@ class TrialRun:
 
         A run that an earlier command has started meanwhile is not started twice: its lock rejects the second launcher.
         """
-        status = read_status(self.run.status)
-        step = status.step if status else 0
+        step = self.step
         self._starts = 1 if step > self._step_at_start else self._starts + 1
         if self._starts > MAX_STARTS:
             return False

@@ -17,6 +17,8 @@ from tunesmith.launcher.planning.prepare_run import read_request
 from tunesmith.launcher.progress import Progress
 from tunesmith.launcher.runs.remote import chosen_launch
 from tunesmith.launcher.signals import on_signals
+from tunesmith.launcher.tune.ready import require_ready
+from tunesmith.launcher.tune.refusals import Refusals
 from tunesmith.launcher.tune.search import Search
 from tunesmith.launcher.tune.study import DONE, FAILED, PRUNED, RUNNING, StoredTrial, Study
 from tunesmith.launcher.tune.summary import write_results
@@ -38,11 +40,15 @@ class Tuner:
         self._runs: dict[int, TrialRun] = {}
         self._stopping, self._stopped_at = False, 0.0
         self._started = time.monotonic()
-        self._exhausted = False
+        self._exhausted = self._is_ready = False
+        self._refusals = Refusals()
 
     def run(self) -> ExitCode:
         """Run trials until the study is complete. Returns DONE, FAULT if no trial has finished, or PREEMPTED after a
-        stop request; the running trials have then saved their state."""
+        stop request; the running trials have then saved their state.
+
+        Raises InputError if the recipe itself cannot be trained, RunFault if trials fail alike one after another.
+        """
         with on_signals(self._stop):
             for trial in self._study.trials():
                 if trial.outcome == RUNNING:
@@ -55,6 +61,8 @@ class Tuner:
                     break
                 time.sleep(POLL_S)
         write_results(self._search, self._study)
+        if self._refusals.fault is not None:
+            raise self._refusals.fault
         if self._stopping:
             return ExitCode.PREEMPTED
         return ExitCode.DONE if any(trial.outcome == DONE for trial in self._study.trials()) else ExitCode.FAULT
@@ -72,13 +80,17 @@ class Tuner:
         tune = self._search.tune_file.tune
         limit_s = 60 * tune.time_limit_minutes if tune.time_limit_minutes else None
         is_late = limit_s is not None and time.monotonic() - self._started >= limit_s
-        return self._exhausted or is_late or len(self._study.trials()) >= tune.max_trials
+        is_over = self._exhausted or is_late or self._refusals.fault is not None
+        return is_over or len(self._study.trials()) >= tune.max_trials
 
     def _start_trials(self) -> None:
         while len(self._runs) < self._search.tune_file.tune.parallel_trials:
             if self._stopping or self._is_complete():
                 return
             self._require_same_recipe()
+            if not self._is_ready:
+                require_ready(self._search, self._progress)
+                self._is_ready = True
             trial = self._study.propose()
             if trial is None:
                 self._exhausted = True
@@ -161,6 +173,7 @@ class Tuner:
         self._study.finish(trial_run.number, outcome, **facts)
         del self._runs[trial_run.number]
         fault_point("tune.finished")
+        self._refusals.note(reason=facts.get("reason") if outcome == FAILED else None, steps=trial_run.step)
         texts = {
             DONE: f"done: {self._search.metric.name} {decimal(facts.get('value'))}",
             PRUNED: facts.get("reason") or "pruned",

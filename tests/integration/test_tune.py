@@ -161,13 +161,31 @@ def test_refused_values_fail_their_trial_and_all_failed_is_a_failure(project, st
     assert "y_proj" in study.report.read_text()
 
 
-def test_a_directory_that_is_no_study_is_left_alone(project):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--set", "data.train=[none.jsonl]"), "none.jsonl"),
+        (("--on", "slurm"), "cluster file not found"),
+        (("--study", "."), "not a study"),
+    ],
+)
+def test_what_fails_every_trial_is_an_error_before_the_first(project, study, arguments, words):
     project.write()
     write_space(project, rates(GOOD))
-    refused = project.run("tune", "recipe.yaml", "--study", ".")
-    assert refused.returncode == ExitCode.BAD_INPUT
-    assert "not a study" in refused.stderr
+    refused = project.run("tune", "recipe.yaml", *arguments)
+    assert refused.returncode == ExitCode.BAD_INPUT, refused.stdout
+    assert words in refused.stderr
+    assert not list(project.directory.rglob("trial-*"))
     assert not Path(project.directory / "study.json").exists()
+
+
+def test_a_study_without_trials_may_change(project):
+    project.write()
+    for model in ("missing", "elsewhere"):
+        write_space(project, rates(GOOD, len(model) * 1e-4))
+        refused = project.run("tune", "recipe.yaml", "--set", f"model.base={model}")
+        assert refused.returncode == ExitCode.BAD_INPUT, refused.stdout
+        assert model in refused.stderr
 
 
 @pytest.mark.soak

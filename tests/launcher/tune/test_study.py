@@ -168,6 +168,15 @@ def test_a_higher_metric_may_be_better(open_study):
         assert study.should_prune(number) is is_pruned
 
 
+def test_a_study_without_trials_takes_another_objective(open_study):
+    open_study(RATES)
+    study = open_study(RATES + "objective: token_accuracy\npruner: {kind: median, min_trials: 1}\n")
+    study.report(propose(study), 5, 0.5)
+    study.finish(1, DONE, value=0.5)
+    study.report(propose(study), 5, 0.4)
+    assert study.should_prune(2)
+
+
 def test_successive_halving_keeps_the_best(open_study):
     """At the first evaluation, with a factor of 2: of four trials, each must be in the better half so far."""
     study = open_study(RATES + "pruner: {kind: successive_halving, factor: 2}\n")
