@@ -1,7 +1,7 @@
 """The trials of a study, kept in Optuna's journal: proposing values, reporting metrics, pruning.
 
 A journal is a file of JSON lines that is only appended to, each write followed by fsync, and needs no file locks of the
-operating system: it survives kill -9 and works on shared file systems, where SQLite does not
+operating system: it survives kill -9 and works on shared file systems, where SQLite may not
 (https://optuna.readthedocs.io/en/stable/tutorial/20_recipes/011_journal_storage.html). Optuna is imported in functions.
 """
 
