@@ -13,6 +13,7 @@ from tunesmith.cli.cluster import cluster
 from tunesmith.cli.conformance import conformance
 from tunesmith.cli.convert import convert
 from tunesmith.cli.data import data
+from tunesmith.cli.doctor import doctor
 from tunesmith.cli.evaluate import evaluate
 from tunesmith.cli.export import export
 from tunesmith.cli.import_openai import import_app
@@ -44,6 +45,7 @@ app.command()(train)
 app.command()(resume)
 app.command()(tune)
 app.command()(plan)
+app.command()(doctor)
 app.add_typer(data, name="data")
 app.add_typer(cluster, name="cluster")
 app.command()(evaluate)

@@ -64,7 +64,7 @@ ALLOWED = {
     "tracking": {"configs", "rundir"},
     "launcher": {
         *("configs", "rundir", "data", "report", "tracking", "slurm", "modeling/base_model", "kernels/resources"),
-        *("typer", "click", "rich", "yaml", "pydantic", "numpy"),
+        *("typer", "click", "rich", "yaml", "pydantic", "numpy", "packaging"),
     },
     "slurm": set(),
     "serving": {
