@@ -54,8 +54,8 @@ def check_packages(name: str = "tunesmith") -> Result:
 
 
 def _compare(requirement: Requirement, severity: Severity) -> Finding | None:
-    wanted = f"{requirement.name}{requirement.specifier}"
-    remedy = f"pip install '{wanted}'"
+    bounded_name = f"{requirement.name}{requirement.specifier}"
+    remedy = f"pip install '{bounded_name}'"
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
