@@ -18,7 +18,9 @@ MIN_FREE_FILES = 10_000
 
 def check_disk(directory: Path, slow_bytes_per_s: float = SLOW_BYTES_PER_S) -> Result:
     """Examine a directory, or the nearest that exists above it; writes, syncs and deletes a file of 64 MiB."""
-    place = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
+    place = next(
+        path for path in (directory.absolute(), *directory.absolute().parents) if os.path.isdir(path)
+    )  # no error without permission
     findings: list[Finding] = []
 
     def add(severity: Severity, what: str, why: str, remedy: str) -> None:

@@ -1,6 +1,7 @@
 """Several hosts: they are reachable, share the directory, have the same versions and time, and can communicate."""
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -38,7 +39,9 @@ def check_nodes(
 ) -> Iterator[Result]:
     """Query all hosts at once, then run a collective between them if all of them answered."""
     nonce = secrets.token_hex(16)
-    place = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
+    place = next(
+        path for path in (directory.absolute(), *directory.absolute().parents) if os.path.isdir(path)
+    )  # no error without permission
     path = place / f".tunesmith-doctor-{nonce}"
     written = ""
     try:
