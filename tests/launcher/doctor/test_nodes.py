@@ -76,19 +76,19 @@ def test_a_host_that_does_not_answer_is_named_and_no_collective_is_started(share
 def test_a_directory_that_a_host_does_not_see_is_an_error(shared):
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("no permission to create a mount namespace")
-    found = findings_of(results_of(shared, "localhost", "elsewhere", "down"))
-    assert found["shared-directory"] == [f"elsewhere does not see the files in {shared}"]
+    by_check = findings_of(results_of(shared, "localhost", "elsewhere", "down"))
+    assert by_check["shared-directory"] == [f"elsewhere does not see the files in {shared}"]
 
 
 def test_a_directory_that_cannot_be_written_is_an_error(small_disk, shared):
     place = small_disk("ro,size=4m")
-    found = findings_of(results_of(place, "localhost", "down"))
-    assert found["shared-directory"] == [f"{place} cannot be written: Read-only file system"]
+    by_check = findings_of(results_of(place, "localhost", "down"))
+    assert by_check["shared-directory"] == [f"{place} cannot be written: Read-only file system"]
 
 
 def test_a_clock_that_is_late_is_an_error(shared):
-    found = findings_of(results_of(shared, "localhost", "late", "down"))
-    assert found["host-clocks"] == ["the clock of late is 60 s behind this host's"]
+    by_check = findings_of(results_of(shared, "localhost", "late", "down"))
+    assert by_check["host-clocks"] == ["the clock of late is 60 s behind this host's"]
     assert CLOCK_SLACK_S == CLOCK_SLACK_OF_RUNS
 
 
