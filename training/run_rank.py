@@ -85,6 +85,7 @@ def run_rank(
     with watchdog.stage(Stage.TRAINING, state.step):
         outcome = train(Training(context, state, loader, ledger, evaluation, saving, interruption))
     with watchdog.stage(Stage.FINISH, state.step):
+        saving.close()
         if outcome != "preempted":
             finish(context, state, evaluation)
         engine.close()

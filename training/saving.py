@@ -49,6 +49,11 @@ class Saving:
         with stage, self._interruption.saving() if reason in LAST else nullcontext():
             self._save(reason)
 
+    def close(self) -> None:
+        """Free the staged copy, after the last checkpoint: the export needs the memory."""
+        self._background.wait()
+        self._staging = Staging()
+
     def check(self) -> None:
         """Raise the error of an asynchronous checkpoint write, if any; called every step."""
         self._background.check()
@@ -86,7 +91,9 @@ class Saving:
         context = self._context
         content = Content.of(self._state, context.engine, fingerprints_of(context.plan))
         best = self._kept_best
-        if not exists and context.plan.compute.staging_bytes and self._stage(content):
+        # Nothing is computed while the last one is written: a copy would only take memory.
+        is_last = reason in LAST or content.step == context.plan.batch.total_steps
+        if not exists and not is_last and context.plan.compute.staging_bytes and self._stage(content):
             stall_s = time.perf_counter() - started
 
             def work() -> None:

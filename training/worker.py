@@ -15,6 +15,7 @@ import torch
 
 from tunesmith.configs.plan import Plan, read_plan
 from tunesmith.errors import ExitCode, InputError, RunFault, TunesmithError
+from tunesmith.freed_memory import keep_no_large_blocks
 from tunesmith.large_imports import garbage_collection_paused
 from tunesmith.modeling.cuda import set_up_cuda
 from tunesmith.os_errors import os_fault
@@ -44,7 +45,7 @@ def main() -> int:
     interruption.install_handlers()
     run, attempt = RunDir(arguments.run_dir), arguments.attempt
     try:
-        run, plan, ranks = _start(run, attempt)
+        run, plan, ranks = start(run, attempt)
     except TunesmithError as error:
         if own_rank().is_first or not isinstance(error, InputError):  # rank 0 records errors that it has broadcast
             record_end(run, attempt, error)
@@ -57,7 +58,7 @@ def main() -> int:
         leave_ranks()
 
 
-def _start(run: RunDir, attempt: int) -> tuple[RunDir, Plan, Ranks]:
+def start(run: RunDir, attempt: int) -> tuple[RunDir, Plan, Ranks]:
     """Check the other ranks, if any, then start the process group, all within a time limit. Return the run with its ID.
 
     Raises InputError or RunFault naming rank and host.
@@ -151,8 +152,10 @@ def _fault(error: Exception, run: RunDir, rank: int) -> RunFault:
 
 
 def _set_up_torch(plan: Plan) -> None:
-    """Set the number of threads and the determinism of the plan."""
+    """Set threads and determinism as in the plan; where memory matters more than time, no free memory is kept."""
     torch.set_num_threads(plan.compute.threads_per_rank)
+    if plan.compute.gradient_checkpointing and plan.compute.device == "cpu":
+        keep_no_large_blocks()
     mode = plan.compute.deterministic
     torch.use_deterministic_algorithms(mode != "off", warn_only=mode == "warn")
     # Deterministic mode also fills uninitialized buffers, to expose reads of them: that costs 5% of a step.

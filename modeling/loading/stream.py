@@ -1,9 +1,7 @@
 """Streaming a model weight by weight from its files: never whole in fp32, and with ZeRO-3 never whole on any rank."""
 
-import ctypes
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import tunesmith.modeling.loading.packed_attention_hook  # noqa: F401  # registers PACKED, a possible `attention`
 from tunesmith.errors import InputError
+from tunesmith.freed_memory import return_freed_memory
 from tunesmith.modeling.base_model.quantized_weights import quantized_weights, stored_parts
 from tunesmith.modeling.loading.attention_choice import set_attention
 from tunesmith.modeling.loading.checks import require_finite, require_same_shapes
@@ -94,7 +93,7 @@ def stream_model(
         model.generation_config = GenerationConfig.from_pretrained(directory)
     rotate_by_document(model)
     pass_keywords(model)
-    _give_back()
+    return_freed_memory()
     return model.to(device).eval()
 
 
@@ -109,12 +108,6 @@ def stored_in_fp32(directory: Path, model: nn.Module) -> Iterator[tuple[str, tor
         value = weights.get(name)
         if value is not None and value.dtype == torch.float32:
             yield name, value
-
-
-def _give_back() -> None:
-    """Return freed memory from the C library to the system: quantizing SmolLM2-135M leaves 260 MB."""
-    with suppress(OSError, AttributeError):  # another C library than glibc has no such function
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _loaded(

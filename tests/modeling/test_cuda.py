@@ -84,5 +84,5 @@ def test_a_worker_selects_its_device_before_it_joins_the_others(monkeypatch):
     monkeypatch.setattr(worker, "join_ranks", lambda *arguments, **options: order.append("join") or ranks)
     monkeypatch.setattr(worker, "replace", lambda run, run_id: run)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    worker._start(run, 1)  # type: ignore[arg-type]
+    worker.start(run, 1)  # type: ignore[arg-type]
     assert order == ["device 1", "allow 180", "join", "complete"]

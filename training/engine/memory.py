@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 import torch
 
 from tunesmith.data.index.loader import MicroBatch
+from tunesmith.freed_memory import return_freed_memory
 from tunesmith.rundir.faults import fault_point
 from tunesmith.training.distributed.ranks import Ranks
 
@@ -111,7 +112,8 @@ def reserve(num_bytes: int, device: torch.device | str) -> None:
 
 
 def release_cached_memory() -> None:
-    """Free what an abandoned step has left: objects in cycles, and the blocks that torch keeps for reuse."""
+    """Free what a step has left: objects in cycles, and the blocks that torch and the C library keep for reuse."""
     gc.collect()
+    return_freed_memory()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

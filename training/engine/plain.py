@@ -166,7 +166,11 @@ class PlainEngine:
                 advance()
 
     def close(self) -> None:
-        pass
+        """Free gradients and moments, so that the export has their memory."""
+        if hasattr(self, "optimizer"):
+            self.optimizer.zero_grad(set_to_none=True)
+            del self.optimizer
+            release_cached_memory()
 
     def _sum_gradients(self) -> None:
         """Sum gradients over ranks in flat buckets: few large collectives instead of many small ones."""

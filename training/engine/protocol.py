@@ -79,5 +79,6 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Release training resources. A whole model can still be run, a sharded one cannot. May be called twice."""
+        """Free gradients, moments and other training resources. A whole model can still be run, a sharded one cannot.
+        May be called twice."""
         ...

@@ -1,0 +1,1 @@
+../../tunesmith/freed_memory.py
