@@ -305,6 +305,8 @@ class ComputeFacts(PlanSection):
     """Estimated size of one checkpoint on disk."""
     staging_bytes: int = 0
     """CPU memory for asynchronous checkpoint copies; 0: checkpoints are written synchronously."""
+    estimated_step_s: float | None = None
+    """Expected duration of an optimizer step in seconds; null: the rates of this machine are unknown."""
 
 
 class ParallelismFacts(PlanSection):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.launcher import cgroup
-from tunesmith.launcher.product_rates import ProductRates, product_rates
+from tunesmith.launcher.product_rates import BF16_FLAGS, ProductRates, product_rates
 
 ROOT = Path("/")
 NVIDIA_SMI_S = 20.0
@@ -71,8 +71,15 @@ def detect_hardware(*, measure: bool = False) -> Hardware:
     return Hardware(
         *(cores, cores_source, memory_bytes, memory_source, flags, gpus, has_cuda),
         torch_architectures=query_architectures() if is_old else (),
-        product_rates=product_rates(flags) if measure and not has_cuda else None,
+        product_rates=None if has_cuda else product_rates(flags, measure=measure and bool(flags & BF16_FLAGS)),
     )
+
+
+def measure_products() -> None:
+    """Measure the rates of matrix products on this CPU, unless they are in the cache or there is a GPU to train on.
+    This takes seconds, once per kind of CPU: plans then have an estimate of time."""
+    if not (find_gpus() and torch_is_built_for_cuda()):
+        product_rates(cpu_flags())
 
 
 def count_cores(root: Path = ROOT) -> tuple[int, str]:

@@ -106,10 +106,12 @@ def _speed(record: Record) -> list[list[Content]]:
     tokens = sum(event.num_tokens or 0 for event in record.steps)
     supervised = sum(event.supervised_tokens or 0 for event in record.steps)
     remark = f"{significant(supervised / seconds)} supervised tokens/s"
-    step = duration(seconds / len(record.steps))
+    mean = seconds / len(record.steps)
+    planned = record.plan.compute.estimated_step_s if record.plan else None
+    step = [duration(planned) if planned else NONE, duration(mean), _gap(mean, planned)]
     return [
         ["Tokens/s (training steps)", NONE, significant(tokens / seconds), NONE, remark],
-        ["Duration of a step", NONE, step, NONE, f"mean over {plural(len(record.steps), 'step')}"],
+        ["Duration of a step", *step, f"mean over {plural(len(record.steps), 'step')}"],
     ]
 
 

@@ -21,20 +21,34 @@ USED_SHARE = 0.9
 """Share of the free memory to use: the footprint is only an estimate."""
 
 
+class DoesNotFit(InputError):
+    """The run needs more memory than there is. needed_bytes, memory_bytes: of one process."""
+
+    def __init__(self, *, needed_bytes: int, memory_bytes: int, where: str, remedy: str):
+        super().__init__(
+            f"the run needs about {size(needed_bytes)} of memory, but {size(memory_bytes)} are free",
+            where=where,
+            remedy=remedy,
+        )
+        self.needed_bytes, self.memory_bytes = needed_bytes, memory_bytes
+
+
 @dataclass(frozen=True)
 class Batching:
     micro_batch_size: int
     grad_accum_steps: int
     gradient_checkpointing: bool
     peak_bytes: int
+    pass_tokens: int
+    """Tokens of the largest forward pass."""
     choices: list[Choice]
 
 
 def choose_batching(
     recipe: Recipe, data: DataFacts, shape: Footprint, memory_bytes: int, device: str, world_size: int = 1
 ) -> Batching:
-    """Choose micro-batch size, accumulation and checkpointing of one rank. Raises InputError if one sequence does not
-    fit.
+    """Choose micro-batch size, accumulation and checkpointing of one rank. Raises DoesNotFit if one sequence does
+    not fit.
 
     Memory is estimated for the longest sequence (max_seq_len if packed), the useful tokens of a pass for the mean one.
     """
@@ -113,7 +127,7 @@ def _batching(
             num_bytes=shape.peak(tokens, checkpointing),
         ),
     ]
-    return Batching(micro, accumulation, checkpointing, shape.peak(tokens, checkpointing), choices)
+    return Batching(micro, accumulation, checkpointing, shape.peak(tokens, checkpointing), tokens, choices)
 
 
 def _offload_choice(recipe: Recipe, shape: Footprint, tokens: int, checkpointing: bool) -> list[Choice]:
@@ -139,7 +153,7 @@ def _checkpointing_reason(recipe: Recipe, shape: Footprint, checkpointing: bool)
 
 def _does_not_fit(
     recipe: Recipe, longest: int, shape: Footprint, memory_bytes: int, micro: int, checkpointing: bool, device: str
-) -> InputError:
+) -> DoesNotFit:
     tokens = micro * longest
     needs = (
         f"weights {size(shape.weights)}, gradients and optimizer {size(shape.gradients + shape.optimizer)}, "
@@ -161,8 +175,9 @@ def _does_not_fit(
     elif not isinstance(recipe.method, QLora):
         ways.append("keep the frozen weights in 4 bits (method.kind=qlora)")
     ways.append("use a smaller model or a machine with more memory")
-    return InputError(
-        f"the run needs about {size(shape.peak(tokens, checkpointing))} of memory, but {size(memory_bytes)} are free",
+    return DoesNotFit(
+        needed_bytes=shape.peak(tokens, checkpointing),
+        memory_bytes=memory_bytes,
         where=needs,
         remedy="; or ".join(ways),
     )

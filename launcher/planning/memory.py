@@ -17,12 +17,12 @@ Activations of a block on a CPU:
 
     N * b * (9 h + 4 i)                     4 i for gate, up, their activation and their product, the rest for norms, q,
                                             k, v and the attention output
+    N * b * (6.5 h + 4 i)                   LLaMA-like blocks whose base model is trained
     N * b * (6 h + 2 i)                     if blocks with adapters recompute what is cheap (kernels.lora_block: a
                                             LLaMA-like model, adapters without dropout everywhere)
 
-Measured on SmolLM2-135M (LoRA, fp32, packed, CPU; peak resident memory with 506 and 2,048 tokens): 4.4 h + 4 i. As
-many key heads as query heads add 1.3 h, trained norms 2 h; the rest is margin: the estimates were 4% and 17% too high.
-With recomputing adapter blocks: 1.82, 2.41 and 2.95 GB at 500, 1,000 and 1,950 tokens.
+While the gradient of a block is computed, 9 h + 4 i values per token exist in addition. The head takes a chunk of
+logits, and if it is trained twice its gradient. Fitted to SmolLM2-135M in fp32 (benchmarks/plan.py).
 
 On a GPU: what autograd saves per token and LLaMA-like block, counted on tiny models with the GPU's kernels in Triton's
 interpreter (tests/launcher/planning/test_gpu_memory.py); nothing has been measured on a GPU:
@@ -48,7 +48,8 @@ from tunesmith.configs.recipe import LastLayers, Lora, QLora, Recipe
 
 PROCESS_BYTES = 650 << 20
 """torch, transformers and peft loaded, before any weight: measured on Linux with the CPU build, rounded up."""
-HEAD_BYTES = 4 * (64 << 20)
+HEAD_BYTES = 64 << 20
+"""A chunk of logits on a CPU, as in kernels/linear_cross_entropy.py."""
 CUDA_BYTES = 768 << 20
 """CUDA context, code of torch, cuBLAS and Triton on the device, and cuBLAS's workspace. Not measured."""
 NCCL_BYTES = 1536 << 20
@@ -81,10 +82,19 @@ class Footprint:
     """Per token in CPU memory, with offloaded activations."""
     host_token_checkpointed: int = 0
     """The same, with activation checkpointing."""
+    gathered: int = 0
+    """Whole weights and gradients that ZeRO-3 gathers for use, and their buffers."""
+    host: int = 0
+    """State in CPU memory that a GPU uses: offloaded weights, gradients, moments and master weights."""
 
     @property
     def fixed(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.process
+        return self.weights + self.gathered + self.gradients + self.optimizer + self.process
+
+    @property
+    def model_states(self) -> int:
+        """Weights, gradients, moments and master weights: what DeepSpeed's estimators count."""
+        return self.weights + self.gradients + self.optimizer
 
     def activations(self, num_tokens: int, checkpointing: bool) -> int:
         return num_tokens * (self.token_checkpointed if checkpointing else self.token)
@@ -112,7 +122,9 @@ def footprint(recipe: Recipe, model: ModelFacts, bf16: bool, device: str = "cuda
     kept, again = _kept_values(recipe, model, bf16, device)
     residual = hidden * (2 if device == "cuda" and _has_fp32_residual(recipe, bf16) else 1)
     ends = 4 * hidden * FP32_BYTES
-    if device == "cuda":
+    if device == "cpu":
+        ends += again * element
+    else:
         ends += (3 * feed_forward_width(model) + 6 * hidden) * element + hidden * FP32_BYTES
     if isinstance(recipe.method, QLora):
         base = _nf4_bytes(recipe.method, model, element)
@@ -126,7 +138,7 @@ def footprint(recipe: Recipe, model: ModelFacts, bf16: bool, device: str = "cuda
         optimizer=round(trained * MOMENT_BYTES[recipe.optimization.optimizer]),
         process=_process_bytes(recipe, model, device, world_size),
         token=on_device * kept * element + ends,
-        token_checkpointed=(on_device * residual + again) * element + ends,
+        token_checkpointed=on_device * residual * element + (again * element if device == "cuda" else 0) + ends,
         host_token=on_host * kept * element,
         host_token_checkpointed=on_host * residual * element,
     )
@@ -140,6 +152,8 @@ def _kept_values(recipe: Recipe, model: ModelFacts, bf16: bool, device: str) -> 
         again = kept = _kept_on_gpu(recipe, model, bf16)
     elif device == "cpu" and model.model_type in LLAMA_LIKE and _has_fast_blocks(recipe):
         kept = 6 * hidden + 2 * width
+    elif device == "cpu" and model.model_type in LLAMA_LIKE and not isinstance(recipe.method, Lora):
+        kept = (13 * hidden) // 2 + 4 * width
     if isinstance(recipe.method, Lora) and recipe.method.lora_dropout > 0:
         dropped = 6 * hidden + width  # each adapter keeps its input after dropout
         kept, again = kept + dropped, again + dropped
@@ -173,7 +187,8 @@ def _has_fp32_residual(recipe: Recipe, bf16: bool) -> bool:
 def _process_bytes(recipe: Recipe, model: ModelFacts, device: str, world_size: int) -> int:
     """Memory that depends on neither batch nor sharding."""
     if device == "cpu":
-        return PROCESS_BYTES + HEAD_BYTES
+        trained = 2 * FP32_BYTES * model.vocab_size * model.hidden_size if _trains_head(recipe, model) else 0
+        return PROCESS_BYTES + HEAD_BYTES + trained
     head = CUDA_CHUNK_BYTES
     if _trains_head(recipe, model):
         head += FP32_BYTES * model.vocab_size * model.hidden_size

@@ -5,14 +5,16 @@ import json
 from rich.table import Table
 
 from tunesmith.configs.plan import Plan
+from tunesmith.launcher.measured_runs import Experience
 from tunesmith.launcher.planning.disk import disk_need
 from tunesmith.launcher.terminal import TextConsole
 from tunesmith.modeling.base_model.positions import positions_warning
 from tunesmith.report.summary import method_of
-from tunesmith.report.wording import count, omissions, percent, plural, size
+from tunesmith.report.wording import count, duration, omissions, percent, plural, size
 
 
-def show_plan(plan: Plan, console: TextConsole) -> None:
+def show_plan(plan: Plan, console: TextConsole, experience: Experience | None = None) -> None:
+    """experience: of earlier runs on this machine; None: there are none."""
     console.print(f"{plan.recipe.name}: {method_of(plan)} of {plan.model.source}", style="bold")
     for line in _facts(plan):
         console.print(f"  {line}")
@@ -26,11 +28,27 @@ def show_plan(plan: Plan, console: TextConsole) -> None:
     need, num_checkpoints = disk_need(plan)
     each = f"up to {plural(num_checkpoints, 'checkpoint')} of {size(plan.compute.checkpoint_bytes)}, export, logs"
     table.add_row("disk", "", size(need), f"estimated: {each}")
+    for key, text, reason in _experience_rows(plan, experience):
+        table.add_row(key, "", text, reason)
     console.print()
     console.print(table)
     if plan.parallelism.deepspeed is not None:
         console.print("\nDeepSpeed configuration:")
         console.print(json.dumps(plan.parallelism.deepspeed, indent=2))
+
+
+def _experience_rows(plan: Plan, experience: Experience | None) -> list[tuple[str, str, str]]:
+    """What earlier runs of this kind make of the estimates."""
+    if experience is None:
+        return []
+    runs, rows = plural(experience.num_runs, "earlier run") + " like this on this machine", []
+    if experience.memory:
+        needed = size(round(plan.compute.estimated_peak_bytes * experience.memory))
+        rows.append(("measured memory", needed, f"{runs}: {experience.memory:.2f} of the estimate"))
+    if experience.time and plan.compute.estimated_step_s:
+        expected = duration(plan.compute.estimated_step_s * experience.time)
+        rows.append(("measured time", "", f"{runs}: {experience.time:.2f} of the estimate; a step takes {expected}"))
+    return rows
 
 
 def shown(value: object) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import __version__
-from tunesmith.configs.plan import BatchFacts, Choice, ComputeFacts, DataFacts, ModelFacts, Plan
+from tunesmith.configs.plan import BatchFacts, Choice, ComputeFacts, DataFacts, ModelFacts, ParallelismFacts, Plan
 from tunesmith.configs.recipe import Recipe
 from tunesmith.configs.tasks import listed
 from tunesmith.errors import InputError
@@ -17,6 +17,7 @@ from tunesmith.launcher.planning.base_weights import base_weights_choice
 from tunesmith.launcher.planning.batching import Batching, choose_batching
 from tunesmith.launcher.planning.carried import carried_choice
 from tunesmith.launcher.planning.determinism import choose_determinism
+from tunesmith.launcher.planning.device import Device, choose_device
 from tunesmith.launcher.planning.disk import checkpoint_bytes
 from tunesmith.launcher.planning.experts import (
     adapter_choices,
@@ -26,13 +27,14 @@ from tunesmith.launcher.planning.experts import (
     require_routers,
     router_loss_choices,
 )
+from tunesmith.launcher.planning.host_memory import choose_host_memory
 from tunesmith.launcher.planning.kernel_choice import kernel_choice
 from tunesmith.launcher.planning.memory import Footprint, footprint
 from tunesmith.launcher.planning.mixture import mixture_choices, sample_noun
 from tunesmith.launcher.planning.new_tokens import new_tokens_choice
-from tunesmith.launcher.planning.precision import choose_precision, require_supported
 from tunesmith.launcher.planning.saving import choose_saving
-from tunesmith.launcher.planning.sharding import choose_sharding, parallelism_facts
+from tunesmith.launcher.planning.sharding import Sharding, choose_sharding, parallelism_facts
+from tunesmith.launcher.planning.step_time import Sharded, StepTime, step_time, step_time_choice
 from tunesmith.launcher.planning.world import World
 from tunesmith.report.wording import count, plural
 
@@ -45,18 +47,6 @@ class OwnConfig:
 
     content: dict[str, Any]
     file: str
-
-
-@dataclass(frozen=True)
-class Device:
-    """Device, precision, memory and threads of a rank. capability: of the GPU; None on a CPU."""
-
-    device: str
-    capability: tuple[int, int] | None
-    precision: str
-    memory_bytes: int
-    threads: int
-    choices: list[Choice]
 
 
 def make_plan(
@@ -76,14 +66,13 @@ def make_plan(
 ) -> Plan:
     """Make the plan of a run. Pure: the same arguments give the same plan.
 
-    hardware: of one node. world, world_choice: the processes, and the reason for their number. Memory is estimated for
-    the minimum number of processes. threads: OMP_NUM_THREADS of the user, if set. recipe_file, working_dir: paths are
-    relative to these. installed: whether an optional package is installed. own: content of
-    parallelism.deepspeed_config. earlier: plan of a run that is resumed: on such a device its precision is kept.
-
-    Raises InputError if the run does not fit in memory, or the recipe does not match the data or contradicts itself.
+    hardware: of one node. world, world_choice: the processes, and the reason for their number; memory is estimated for
+    the fewest. threads: OMP_NUM_THREADS of the user, if set. recipe_file, working_dir: paths are relative to these.
+    installed: whether a package is. own: content of parallelism.deepspeed_config. earlier: plan of a run that is
+    resumed: on such a device its precision is kept. Raises InputError if the run does not fit in memory (DoesNotFit),
+    or the recipe does not match the data or contradicts itself.
     """
-    place = choose_device(recipe, hardware, world.per_node, threads, earlier)
+    place = choose_device(recipe, hardware, world, threads, earlier)
     require_trainable(recipe, model, data)
     sharding = choose_sharding(
         recipe,
@@ -99,8 +88,10 @@ def make_plan(
     )
     batching = choose_batching(recipe, data, sharding.shape, place.memory_bytes, place.device, world.min_size)
     schedule, schedule_choices = choose_steps(recipe, data, batching)
-    host_bytes = hardware.memory_bytes if place.device == "cuda" else place.memory_bytes - batching.peak_bytes
-    staging_bytes, saving_choice = choose_saving(recipe, model, host_bytes)
+    sharded = Sharded(sharding.zero_stage, world.size, batching.gradient_checkpointing, place.precision)
+    seconds = place.rates and step_time(recipe, model, data.train, schedule, place.rates, sharded)
+    spare_bytes, host_choices = spare_memory(sharding.shape, batching, place, world, hardware)
+    staging_bytes, saving_choice = choose_saving(recipe, model, spare_bytes)
     deterministic, device_choices = choose_determinism(recipe, model, place.precision, place.capability)
     return Plan(
         tunesmith_version=__version__,
@@ -110,17 +101,8 @@ def make_plan(
         model=model,
         data=data,
         batch=schedule,
-        compute=compute_facts(place, deterministic, batching, world, checkpoint_bytes(model), staging_bytes),
-        parallelism=parallelism_facts(
-            sharding,
-            recipe,
-            model,
-            schedule,
-            device=place.device,
-            precision=place.precision,
-            user=own.content if own else None,
-            user_file=own.file if own else "",
-        ),
+        compute=compute_facts(place, deterministic, batching, world, checkpoint_bytes(model), staging_bytes, seconds),
+        parallelism=_parallelism(sharding, recipe, model, schedule, place, own),
         choices=[
             *place.choices,
             *device_choices,
@@ -130,16 +112,49 @@ def make_plan(
             *model_choices(recipe, model, sharding.shape),
             *sharding.choices,
             *batching.choices,
+            *host_choices,
             *schedule_choices,
+            *step_time_choice(seconds, schedule.total_steps),
             saving_choice,
         ],
     )
 
 
+def _parallelism(
+    sharding: Sharding, recipe: Recipe, model: ModelFacts, schedule: BatchFacts, place: Device, own: OwnConfig | None
+) -> ParallelismFacts:
+    return parallelism_facts(
+        sharding,
+        recipe,
+        model,
+        schedule,
+        device=place.device,
+        precision=place.precision,
+        user=own.content if own else None,
+        user_file=own.file if own else "",
+    )
+
+
+def spare_memory(
+    shape: Footprint, batching: Batching, place: Device, world: World, hardware: Hardware
+) -> tuple[int, list[Choice]]:
+    """CPU memory that remains for staged checkpoints, and its line of the plan. Raises DoesNotFit if offloaded state
+    does not fit."""
+    if place.device == "cpu":
+        return place.memory_bytes - batching.peak_bytes, []
+    return choose_host_memory(shape, batching, per_node=world.per_node, memory_bytes=hardware.memory_bytes)
+
+
 def compute_facts(
-    place: Device, deterministic: str, batching: Batching, world: World, checkpoint_size: int, staging_bytes: int
+    place: Device,
+    deterministic: str,
+    batching: Batching,
+    world: World,
+    checkpoint_size: int,
+    staging_bytes: int,
+    seconds: StepTime | None,
 ) -> ComputeFacts:
-    """The compute section of the plan. checkpoint_size: bytes of one checkpoint."""
+    """The compute section of the plan. checkpoint_size: bytes of one checkpoint. seconds: of a step; None: unknown."""
     return ComputeFacts(
         device="cuda" if place.device == "cuda" else "cpu",
         precision=place.precision,  # type: ignore[arg-type]
@@ -153,6 +168,7 @@ def compute_facts(
         estimated_peak_bytes=batching.peak_bytes,
         checkpoint_bytes=checkpoint_size,
         staging_bytes=staging_bytes,
+        estimated_step_s=seconds.total if seconds else None,
     )
 
 
@@ -225,46 +241,6 @@ def require_unrelated(recipe: Recipe) -> None:
             where="key optimization.global_batch_size",
             remedy="set it to 2 or more; 16 is typical",
         )
-
-
-def choose_device(
-    recipe: Recipe, hardware: Hardware, per_node: int, threads: int | None, earlier: Plan | None = None
-) -> Device:
-    """Choose a GPU if there is one that torch can use, otherwise the CPU, and the precision that is faster on it.
-
-    per_node: processes per node. earlier: see `make_plan`.
-    """
-    gpu = hardware.gpus[0] if hardware.gpus and hardware.torch_has_cuda else None
-    if gpu is not None and per_node > len(hardware.gpus):
-        raise InputError(
-            f"{per_node} processes need {per_node} GPUs, but {len(hardware.gpus)} are visible",
-            remedy="start fewer processes, or check CUDA_VISIBLE_DEVICES"
-            + (" (a process sees only one part of a GPU, and NCCL connects no two)" if " MIG " in gpu.name else ""),
-        )
-    if gpu is not None:
-        require_supported(gpu, hardware.torch_architectures)
-        device, why = "cuda", f"{gpu.name}, capability {'.'.join(map(str, gpu.capability))}"
-        memory, memory_why = min(g.free_bytes for g in hardware.gpus[:per_node]), "free on the GPU"
-    else:
-        device, why = "cpu", "no GPU is visible"
-        if hardware.gpus:
-            why = f"found {hardware.gpus[0].name}, but the installed torch was built without CUDA"
-        memory, memory_why = hardware.memory_bytes // per_node, hardware.memory_source
-    precision, precision_why = choose_precision(recipe, hardware, gpu.capability if gpu else None)
-    if earlier is not None and earlier.compute.device == device:
-        kept = next((choice for choice in earlier.choices if choice.key == "precision"), None)
-        precision, precision_why = earlier.compute.precision, kept.reason if kept else "as planned before"
-    per_rank = max(1, hardware.cores // per_node)
-    threads_why = hardware.cores_source + (f", shared by {per_node} processes" if per_node > 1 else "")
-    if threads is not None:
-        per_rank, threads_why = threads, "OMP_NUM_THREADS"
-    choices = [
-        Choice(key="device", value=device, reason=why),
-        Choice(key="memory", value="", reason=memory_why, num_bytes=memory),
-        Choice(key="precision", value=precision, reason=precision_why),
-        Choice(key="threads_per_rank", value=per_rank, reason=threads_why),
-    ]
-    return Device(device, gpu.capability if gpu else None, precision, memory, per_rank, choices)
 
 
 def choose_steps(recipe: Recipe, data: DataFacts, batching: Batching) -> tuple[BatchFacts, list[Choice]]:

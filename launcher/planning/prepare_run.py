@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Protocol
 
 from tunesmith.configs.load import load_recipe_text, read_recipe_text
 from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
@@ -19,11 +20,14 @@ from tunesmith.data.tokenization.planned import rendering_date
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError
 from tunesmith.launcher.backends.base import Backend
+from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.adapter_base import Base, require_continuable, resolve_base
+from tunesmith.launcher.planning.batching import DoesNotFit
+from tunesmith.launcher.planning.machines import Machines
 from tunesmith.launcher.planning.model_proof import with_proof
 from tunesmith.launcher.planning.new_tokens import with_new_tokens
-from tunesmith.launcher.planning.planner import OwnConfig, make_plan
-from tunesmith.launcher.planning.world import choose_world, usable_hardware
+from tunesmith.launcher.planning.planner import OwnConfig
+from tunesmith.launcher.planning.strategies import Planner, with_what_would_fit
 from tunesmith.model_files import require_undamaged
 from tunesmith.rundir.paths import RunDir
 from tunesmith.tracking.trackers import require_installed
@@ -161,31 +165,55 @@ def sources_are_missing(recipe: Recipe, recipe_dir: Path) -> bool:
     return False
 
 
+class Resources(Protocol):
+    """What a plan needs to know of the place where a run trains; every back end is one."""
+
+    @property
+    def several_nodes(self) -> bool: ...
+
+    def hardware(self, *, measure: bool = False) -> Hardware: ...
+
+    def num_nodes(self) -> int: ...
+
+
 def plan_of(
-    request: Request, model: ModelFacts, data: DataFacts, backend: Backend, earlier: Plan | None = None
+    request: Request, model: ModelFacts, data: DataFacts, place: Resources, earlier: Plan | None = None
 ) -> Plan:
-    """Make the plan for the current hardware of the back end. earlier: the plan of a run that is resumed: its precision
-    is kept. Raises InputError if the run does not fit, or the model proof fails."""
+    """Make the plan for the current hardware of a back end, or for machines elsewhere. earlier: the plan of a run that
+    is resumed: its precision is kept. Raises InputError if the model proof fails, or the run does not fit, with what
+    would."""
+    planner = planner_of(request, model, data, place, earlier)
+    try:
+        plan = planner.plan(request.recipe)
+    except DoesNotFit as error:
+        raise with_what_would_fit(error, request.recipe, planner) from error
+    return with_proof(plan, cache_root())
+
+
+def planner_of(
+    request: Request, model: ModelFacts, data: DataFacts, place: Resources, earlier: Plan | None = None
+) -> Planner:
+    """Detect the hardware once, for any number of plans."""
     measure = request.recipe.precision == "auto" and earlier is None
-    hardware = usable_hardware(request.recipe, backend.hardware(measure=measure))
-    world, choice = choose_world(
-        request.recipe, hardware, num_nodes=backend.num_nodes(), several_nodes=backend.several_nodes
-    )
-    plan = make_plan(
-        request.recipe,
-        model,
-        data,
-        hardware,
-        world=world,
-        world_choice=choice,
+    return Planner(
+        model=lambda variant: (
+            model if variant.method == request.recipe.method else find_model(variant, request.directory)
+        ),
+        data=data,
+        hardware=place.hardware(measure=measure),
+        num_nodes=place.num_nodes(),
+        several_nodes=place.several_nodes,
         recipe_file=request.file,
         working_dir=Path.cwd(),
         threads=threads_of_user(),
-        installed=lambda package: importlib.util.find_spec(package) is not None,
+        installed=_is_installed if not isinstance(place, Machines) else lambda package: True,
         own=_own_deepspeed(request),
         earlier=earlier,
     )
-    return with_proof(plan, cache_root())
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _own_deepspeed(request: Request) -> OwnConfig | None:
@@ -210,8 +238,13 @@ def threads_of_user() -> int | None:
 
 
 def make_whole_plan(request: Request, backend: Backend, on_progress: OnProgress | None = None) -> Plan:
-    """Make a plan without creating a run directory, for `plan` and `train --dry-run`."""
+    """Make a plan without creating a run directory, for `train --dry-run`."""
+    model, data = facts_of(request, backend, on_progress)
+    return plan_of(request, model, data, backend)
+
+
+def facts_of(request: Request, backend: Backend, on_progress: OnProgress | None = None) -> tuple[ModelFacts, DataFacts]:
+    """Find the model and prepare the rows, without a run directory."""
     require_installed(request.recipe.tracking)
     model = find_model(request.recipe, request.directory)
-    data = prepare_rows(request.recipe, model, request.directory, None, on_progress, backend)
-    return plan_of(request, model, data, backend)
+    return model, prepare_rows(request.recipe, model, request.directory, None, on_progress, backend)

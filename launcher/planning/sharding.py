@@ -191,33 +191,42 @@ def _shard(
         weights, masters = shape.weights - trained * FP32_BYTES, trained * FP32_BYTES
     elif stage < 3:
         masters = trained * FP32_BYTES
+    trains_base = isinstance(recipe.method, Full | LastLayers)
     state = math.ceil((shape.optimizer + masters) / world_size)
-    if recipe.parallelism.offload_optimizer != "none" and device == "cuda":
-        state = 0
     gradients = shape.gradients if stage == 1 else math.ceil(shape.gradients / world_size)
+    if stage == 2 and precision == "bf16" and trains_base:  # the reduced shard in 16 bits, next to that in fp32
+        gradients += math.ceil(trained * BF16_BYTES / world_size)
+    gathered = host = 0
     if stage == 3:
-        trains_fp32 = precision == "fp16" and isinstance(recipe.method, Full | LastLayers)
-        element = FP32_BYTES if precision == "fp32" or trains_fp32 else BF16_BYTES
-        gathered = element * max(
-            model.vocab_size * model.hidden_size, 3 * model.hidden_size * feed_forward_width(model)
-        )
+        element = FP32_BYTES if precision == "fp32" or (precision == "fp16" and trains_base) else BF16_BYTES
         whole = whole_bytes(recipe, model, element)
-        at_rest = whole + math.ceil((weights - whole) / world_size)
+        weights = whole + math.ceil((weights - whole) / world_size)
         if recipe.parallelism.offload_params != "none" and device == "cuda":
-            at_rest = whole
+            weights, host = whole, weights - whole
         if device == "cpu":
             live, gradients = min(model.num_params, live), 2 * gradients
             gathered = 3 * element * live + 2 * FP32_BYTES * min(trained, live)
-            weights = at_rest + gathered
         else:
-            weights = at_rest + 2 * gathered
+            layer = 3 * model.hidden_size * feed_forward_width(model)
+            gathered = 2 * element * max(model.vocab_size * model.hidden_size, layer)
+    if recipe.parallelism.offload_optimizer != "none" and device == "cuda":
+        # Reduced gradients are moved to the CPU, where the update takes place.
+        gradients, state, host = 0, 0, host + gradients + state
     # What a block keeps depends on the stage: with sharded weights it is not replaced by a faster one.
     staged = recipe.parallelism.model_copy(update={"zero_stage": stage})
     own = footprint(recipe.model_copy(update={"parallelism": staged}), model, precision != "fp32", device)
     shape = replace(shape, token=own.token, token_checkpointed=own.token_checkpointed)
     copies = 3 if stage == 3 and device == "cpu" else 2
     buckets = copies * FP32_BYTES * min(BUCKET_ELEMENTS, trained)
-    return replace(shape, weights=weights, gradients=gradients, optimizer=state, process=shape.process + buckets)
+    return replace(
+        shape,
+        weights=weights,
+        gathered=gathered,
+        gradients=gradients,
+        optimizer=state,
+        process=shape.process + buckets,
+        host=host,
+    )
 
 
 def _live_elements(user: Mapping[str, Any] | None) -> int:

@@ -15,6 +15,7 @@ from tunesmith.launcher.attempts import is_finished, next_attempt, stored_plan, 
 from tunesmith.launcher.backends.base import Backend
 from tunesmith.launcher.clusters import open_backend
 from tunesmith.launcher.exit_status import Ending
+from tunesmith.launcher.measured_runs import record_measured
 from tunesmith.launcher.planning.placement import with_placement
 from tunesmith.launcher.planning.prepare_run import (
     OnProgress,
@@ -223,6 +224,8 @@ def _run_workers(run: RunDir, plan: Plan, attempt: int, lock_fd: int, progress: 
         ending = _last_ending(run, plan, attempt, lock_fd, progress, backend, trackers)
         run.stop_request.unlink(missing_ok=True)
         make_report(run, progress)
+    if ending.exit_code == ExitCode.DONE and not backend.several_nodes:  # trained on this machine
+        record_measured(run, stored_plan(run))
     if ending.error is not None:
         raise ending.error
     if ending.exit_code == ExitCode.PREEMPTED:

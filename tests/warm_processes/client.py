@@ -15,6 +15,7 @@ import sys
 
 MODULES = (
     "tunesmith.training.worker",
+    "tunesmith.training.probe",
     "tunesmith.evaluation.worker",
     "tunesmith.serving.engine.process",
     "tunesmith.modeling.proof",

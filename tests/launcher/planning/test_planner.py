@@ -277,14 +277,16 @@ def test_recomputing_blocks_keep_fewer_activations(a_recipe, a_model):
         assert footprint(a_recipe(*overrides), a_model(), bf16=False, device="cpu").token >= slow
     assert footprint(a_recipe(), a_model(model_type="gpt2"), bf16=False, device="cpu").token == slow
     gpu = footprint(a_recipe(), a_model(model_type="gpt2"), bf16=False, device="cuda").token
-    assert slow < gpu < 1.1 * slow  # a model whose blocks were not counted; one block's gradients in addition
+    assert 0.95 * slow < gpu < 1.05 * slow  # a model whose blocks were not counted
 
 
 def test_only_blocks_with_a_gradient_keep_activations(a_recipe, a_model):
     overrides = ["method.kind=last_layers", "method.num_layers=3"]
     last = footprint(a_recipe(*overrides), a_model(), bf16=False, device="cpu")
     every = footprint(a_recipe("method.kind=full"), a_model(), bf16=False, device="cpu")
-    assert 9 < every.token / last.token < 10.5
+    block = (every.token - last.token) / 27
+    assert 2.5 * block < last.token < 5 * block  # three blocks, and the gradients of one
+    assert every.token == pytest.approx(last.token + 27 * block)
 
 
 def test_file_sizes_follow_from_the_trained_weights(a_recipe, a_model):

@@ -56,7 +56,7 @@ def test_each_stage_needs_less_memory_than_the_previous_one(shard):
     params = 6_738_415_616
     assert shapes[1].optimizer == pytest.approx(params * 12 / 8, rel=1e-6)  # two moments and the master weights
     assert shapes[1].gradients == shapes[0].gradients == params * 4
-    assert shapes[2].gradients == pytest.approx(params * 4 / 8, rel=1e-6)
+    assert shapes[2].gradients == pytest.approx(params * 6 / 8, rel=1e-6)  # in fp32, and the reduced shard in 16 bits
     assert shapes[3].weights < shapes[2].weights / 4
     offloaded = shard(1000, 8, "parallelism.zero_stage=3", "parallelism.offload_optimizer=cpu")
     assert offloaded.shape.optimizer == 0
