@@ -1,5 +1,6 @@
 """Whether Ray and Slurm respond."""
 
+import os
 import shutil
 
 from tunesmith.launcher.doctor.finding import Finding, Result
@@ -19,11 +20,13 @@ def check_ray(address: str) -> Result:
 
 
 def check_slurm() -> Result:
-    """Whether Slurm's controller responds; passes where Slurm is not installed."""
+    """Whether Slurm's controller responds; passes where Slurm is not installed. An error in an allocation only: its
+    commands may be installed on a machine that does not use it."""
     if shutil.which("scontrol") is None:
         return Result("slurm", "not installed here")
     if not is_unreachable():
         return Result("slurm", "the controller responds")
     what, why = "Slurm's controller does not respond", "jobs can neither be submitted nor followed"
     remedy = "see `scontrol ping` and SlurmctldHost in slurm.conf; ask the administrators of the cluster"
-    return Result("slurm", "the controller does not respond", (Finding("slurm", "error", what, why, remedy),))
+    severity = "error" if os.environ.get("SLURM_JOB_ID") else "warning"
+    return Result("slurm", "the controller does not respond", (Finding("slurm", severity, what, why, remedy),))

@@ -7,8 +7,8 @@ from pathlib import Path
 from tunesmith.launcher.doctor.finding import Finding, Result
 
 MIN_FILES, FEW_FILES = 1024, 4096
-"""Open files: below the first, loading sharded checkpoints or serving fails; Ray documents problems below 65,536 on
-large clusters, and warns below 4,096."""
+"""Open files: a node of a Ray cluster opens some hundreds for each of its processes. Below the first number an error,
+below the second a warning. Estimates."""
 MIN_SHM_BYTES, SMALL_SHM_BYTES = 128 << 20, 1 << 30
 """Docker's default is 64 MiB, in which NCCL fails to start on several GPUs."""
 MANY_PROCESSES = 4096

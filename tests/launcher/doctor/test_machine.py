@@ -143,8 +143,11 @@ def test_an_address_where_no_ray_listens_is_an_error():
     assert f"nothing listens at {address}" in whats(check_ray(address), "error")
 
 
-def test_a_slurm_controller_that_is_down_is_an_error(program, monkeypatch, tmp_path):
+def test_a_slurm_controller_that_is_down_is_an_error_in_an_allocation(program, monkeypatch, tmp_path):
     program("scontrol", "echo 'Slurmctld(primary) at head is DOWN'; exit 1")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert whats(check_slurm(), "warning") == "Slurm's controller does not respond"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert whats(check_slurm(), "error") == "Slurm's controller does not respond"
     program("scontrol", "echo 'Slurmctld(primary) at head is UP'")
     assert check_slurm().findings == ()
