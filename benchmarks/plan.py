@@ -2,10 +2,11 @@
 
     python benchmarks/plan.py [--only NAME ...] [--add] [--model models/smollm2-135m]
 
-Each case of `CASES` is a run of `tunesmith train` with four steps. Every 50 ms: the sum of the proportional set sizes
-(PSS) of all ranks, without the pages of libraries. Peak private memory of a run is the highest sum less the same sum of
-as many interpreters that have imported the worker and multiplied two matrices. Step time: CPU seconds of all ranks per
-step, without the first.
+Each case of `CASES` is a run of `tunesmith train` with four steps, one thread per rank. Every 100 ms: the sum of the
+proportional set sizes (PSS) of all ranks, without the pages of libraries. Peak private memory of a run is the highest
+sum less the same sum of as many interpreters that have imported the worker and multiplied two matrices; predicted is
+the plan's peak of all ranks less its constant for the libraries. Step time: CPU seconds of all ranks per step, without
+the first. --only: names of cases as in the table. --add: keep the cases of results/plan.json that are not run again.
 """
 
 import argparse
@@ -22,10 +23,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import machine  # noqa: E402
 import rows  # noqa: E402
 
+from tunesmith.launcher.hardware import measure_products  # noqa: E402
+from tunesmith.launcher.planning.memory import PROCESS_BYTES  # noqa: E402
+
 STEPS = 4
-EVERY_S = 0.05
+EVERY_S = 0.1
 INTERPRETER = """
 import sys, time, torch, transformers, peft
 import tunesmith.training.run_rank
@@ -253,52 +258,67 @@ def measure(case: Case, base: Path, interpreters: dict[int, int]) -> dict[str, A
 def compared(
     case: Case, plan: dict[str, Any], events: list[dict[str, Any]], samples: list[tuple[float, int, float]], base: int
 ) -> dict[str, Any]:
-    steps = [event["time"] for event in events if event["kind"] == "step"]
-    started = steps[0] - next(event["step_s"] for event in events if event["kind"] == "step")
-    limits = {"loading": (0.0, started), "steps": (started, steps[-1]), "end": (steps[-1], float("inf"))}
+    """Return the measured and predicted numbers of a case. base: memory of the interpreters."""
+    steps = [event for event in events if event["kind"] == "step"]
+    first, last = steps[0]["time"], steps[-1]["time"]
+    limits = {"loading": (0.0, first - steps[0]["step_s"]), "steps": (first - steps[0]["step_s"], last)}
+    limits["end"] = (last, float("inf"))
     peaks = {
-        phase: max((pss for at, pss, _ in samples if low <= at < high), default=0) - base
+        phase: max((memory for at, memory, _ in samples if low <= at < high), default=base) - base
         for phase, (low, high) in limits.items()
     }
 
     def cpu_at(when: float) -> float:
         return max((cpu for at, _, cpu in samples if at <= when), default=0.0)
 
+    compute = plan["compute"]
+    seconds = compute["estimated_step_s"]
     return {
-        "case": case.name,
-        "memory": peaks,
-        "predicted": plan["compute"],
-        "model": plan["model"],
-        "interpreter": base,
-        "step_cpu_s": (cpu_at(steps[-1]) - cpu_at(steps[0])) / (len(steps) - 1),
-        "step_tokens": sum(e["num_tokens"] for e in events if e["kind"] == "step") / len(steps),
+        "phases": peaks,
+        "memory": max(peaks.values()),
+        "predicted_memory": case.ranks * (compute["estimated_peak_bytes"] - PROCESS_BYTES),
+        "step_cpu_s": (cpu_at(last) - cpu_at(first)) / (len(steps) - 1),
+        "predicted_step_cpu_s": case.ranks * seconds if seconds else None,
+        "calibration": case.calibration,
     }
+
+
+def table_of(results: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """A row per case: measured, predicted and the error of the prediction."""
+    rows = [["case", "peak memory", "predicted", "error", "in", "CPU s per step", "predicted", "error"]]
+    for name, of in results.items():
+        memory = f"{of['predicted_memory'] / of['memory'] - 1:+.0%}"
+        seconds = of["predicted_step_cpu_s"]
+        time_error = f"{seconds / of['step_cpu_s'] - 1:+.0%}" if seconds else "unknown"
+        phase = max(of["phases"], key=of["phases"].get)
+        rows.append(
+            [
+                *(name + (" (calibration)" if of["calibration"] else ""), f"{of['memory'] / 1e9:.2f} GB"),
+                *(f"{of['predicted_memory'] / 1e9:.2f} GB", memory, phase),
+                *(f"{of['step_cpu_s']:.1f}", f"{seconds:.1f}" if seconds else "", time_error),
+            ]
+        )
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--only", nargs="*", choices=[case.name for case in CASES], default=[])
+    parser.add_argument("--add", action="store_true")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2-135m")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--results", type=Path, default=machine.RESULTS)
     arguments = parser.parse_args()
+    earlier = arguments.results / "plan.json"
+    results = json.loads(earlier.read_text(encoding="utf-8"))["cases"] if arguments.add and earlier.is_file() else {}
+    measure_products()
     interpreters = {count: interpreter_bytes(count) for count in (1, 2)}
-    print(interpreters, flush=True)
     for case in CASES:
-        if arguments.only and case.name not in arguments.only:
-            continue
-        result = measure(case, arguments.model.resolve(), interpreters)
-        with open(arguments.out, "a") as file:
-            file.write(json.dumps(result) + "\n")
-        p = result["predicted"]["estimated_peak_bytes"]
-        print(
-            case.name,
-            {k: round(v / 1e6) for k, v in result["memory"].items()},
-            "est",
-            round((p - (650 << 20)) / 1e6),
-            f"{result['step_cpu_s']:.2f} s",
-            round(result["step_tokens"]),
-            flush=True,
-        )
+        if not arguments.only or case.name in arguments.only:
+            print(f"{case.name} ...", flush=True)
+            results[case.name] = measure(case, arguments.model.resolve(), interpreters)
+            ordered = {each.name: results[each.name] for each in CASES if each.name in results}
+            content = {"command": ["python", "benchmarks/plan.py"], "cases": ordered}
+            machine.write("plan", content, table_of(ordered), arguments.results)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def _no_reference(plan: Plan, index: TokenIndex) -> ReferenceScores | None:
     if not plan.recipe.needs_reference:
         return None
     documents = np.zeros(index.num_documents, np.float32)
-    positions = index.num_samples * plan.recipe.optimization.epochs
+    positions = plan.batch.total_steps * plan.recipe.optimization.global_batch_size
     return ReferenceScores(
         documents, np.zeros(positions, np.float32) if plan.recipe.task_facts.needs_unrelated else None
     )
