@@ -21,7 +21,7 @@ from typing import Any
 import machine
 import torch
 
-from tunesmith.configs.recipe import Optimization
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.rundir.hashed_file import HashedFile
 from tunesmith.rundir.ledger import Ledger
 from tunesmith.rundir.paths import RunDir

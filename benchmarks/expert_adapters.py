@@ -15,7 +15,7 @@ import torch
 from peft.tuners.lora.layer import ParamWrapper
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from tunesmith.configs.recipe import Lora
+from tunesmith.configs.sections.method import Lora
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 
 EXPERTS, PER_TOKEN, RANK, NUM_TOKENS, REPEATS = 8, 2, 8, 1024, 12

@@ -17,7 +17,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from benchmarks.expert_adapters import saved_bytes
-from tunesmith.configs.recipe import Lora, QLora
+from tunesmith.configs.sections.method import Lora, QLora
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.adapters.method import apply_method
 from tunesmith.modeling.adapters.targets import expert_shapes

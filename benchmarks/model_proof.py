@@ -24,7 +24,7 @@ HOUR_S = 3600.0
 WORKER = """
 import sys, time, torch
 from pathlib import Path
-from tunesmith.configs.recipe import Lora
+from tunesmith.configs.sections.method import Lora
 from tunesmith.modeling.adapters.method import apply_method
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.losses.causal import CausalLoss

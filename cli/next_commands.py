@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from tunesmith.configs.plan import Plan
-from tunesmith.configs.recipe import Lora
+from tunesmith.configs.sections.method import Lora
 
 
 def commands_for_directory(path: Path, form: str, plan: Plan, run: Path) -> list[str]:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from tunesmith.configs.recipe import Lora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import Lora
 from tunesmith.configs.tasks import TASKS, Task, listed
 from tunesmith.errors import InputError
 

@@ -12,7 +12,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from tunesmith.configs.plan import ParallelismFacts
-from tunesmith.configs.recipe import Optimization, Parallelism
+from tunesmith.configs.sections.optimization import Optimization
+from tunesmith.configs.sections.processes import Parallelism
 from tunesmith.errors import InputError
 
 BUCKET_ELEMENTS = 50_000_000

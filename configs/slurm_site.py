@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
-from tunesmith.configs.recipe import Section
+from tunesmith.configs.sections.section import Section
 from tunesmith.configs.yaml_tree import InvalidYaml, key_name, read_tree
 from tunesmith.errors import InputError
 

@@ -11,8 +11,9 @@ from pydantic import BeforeValidator, Field, JsonValue, NonNegativeInt, Positive
 from tunesmith.configs.allowed import describe, nearest
 from tunesmith.configs.load import load_recipe_text, read_recipe_text
 from tunesmith.configs.problems import raise_problems
-from tunesmith.configs.recipe import Recipe, Section
+from tunesmith.configs.recipe import Recipe
 from tunesmith.configs.search_space import SEARCH, Dimension, RecipeText, as_text, read_dimensions
+from tunesmith.configs.sections.section import Section
 from tunesmith.configs.tasks import Metric
 from tunesmith.configs.yaml_tree import InvalidYaml, KeyPath, Problem, Tree, as_number, key_name, read_tree
 from tunesmith.errors import InputError

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
 
-from tunesmith.configs.recipe import Classification, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.objectives import Classification
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.build import encoder_of
 from tunesmith.data.index.prepare import recipe_encoders, recipe_sources

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from tunesmith.configs.plan import Plan, read_plan
-from tunesmith.configs.recipe import Lora
+from tunesmith.configs.sections.method import Lora
 from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenization.planned import planned_tokenizer
 from tunesmith.data.tokenization.tokenizer import Tokenizer

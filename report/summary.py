@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tunesmith.configs.plan import Plan
-from tunesmith.configs.recipe import LastLayers, Lora
+from tunesmith.configs.sections.method import LastLayers, Lora
 from tunesmith.report.comparison import Comparison, Example
 from tunesmith.report.markup import Content, Html, details, prose, section, table, tag, term
 from tunesmith.report.measures import DEFINITIONS, Measure, measures_of, metric_name, own_measures

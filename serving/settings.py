@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from tunesmith.configs.recipe import Deidentify
+from tunesmith.configs.sections.data import Deidentify
 from tunesmith.configs.yaml_tree import InvalidYaml, Tree, key_name, read_tree
 from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.errors import InputError

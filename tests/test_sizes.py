@@ -10,7 +10,7 @@ from tests.test_architecture import ROOT, parsed, product_files
 FILE_LINES = 350
 FUNCTION_LINES = 75
 # Arguments, statements and complexity are limits of ruff's (pyproject.toml).
-LONG_FILES = {"configs/recipe.py": "the recipe's schema is one document"}
+LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS = {
     "cli/evaluate.py evaluate": "a Typer command: its options are its parameters",
     "serving/store/migrations/versions/first_tables.py upgrade": "a migration lists its tables",

@@ -20,7 +20,8 @@ from tunesmith.configs.recipe import Recipe
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipe.md"
 HEAD = """# The recipe
 
-One YAML file describes one run. This page is generated from the schema in `configs/recipe.py` by `make docs`.
+One YAML file describes one run. `make docs` generates this page from the schema in `configs/recipe.py` and
+`configs/sections/`.
 
 - An unknown key is an error that names the file, the line and the nearest known key.
 - Any key can be overridden on the command line, repeatedly: `--set optimization.epochs=3 --set seed=1`.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from tunesmith.configs.recipe import TensorBoard
+from tunesmith.configs.sections.trackers import TensorBoard
 from tunesmith.rundir.event_log import EventFollower, read_events
 from tunesmith.rundir.events import ExportEvent
 from tunesmith.rundir.paths import RunDir

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.configs.recipe import MLflow
+from tunesmith.configs.sections.trackers import MLflow
 from tunesmith.tracking.configuration import flat
 from tunesmith.tracking.metrics import Point
 from tunesmith.tracking.state import TrackerState

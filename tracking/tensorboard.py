@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.configs.recipe import TensorBoard
+from tunesmith.configs.sections.trackers import TensorBoard
 from tunesmith.tracking.configuration import flat
 from tunesmith.tracking.metrics import Point
 from tunesmith.tracking.state import TrackerState

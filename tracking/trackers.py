@@ -4,7 +4,8 @@ import importlib.util
 from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
-from tunesmith.configs.recipe import MLflow, Recipe, TensorBoard, Trackio, Wandb
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.trackers import MLflow, TensorBoard, Trackio, Wandb
 from tunesmith.errors import InputError
 from tunesmith.tracking.mlflow import MLflowTracker
 from tunesmith.tracking.tensorboard import TensorBoardTracker

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from tunesmith.configs.recipe import Trackio
+from tunesmith.configs.sections.trackers import Trackio
 from tunesmith.tracking.metrics import Point
 from tunesmith.tracking.state import TrackerState
 from tunesmith.tracking.tracker import Artifact, Tracked

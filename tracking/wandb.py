@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tunesmith.configs.recipe import Wandb
+from tunesmith.configs.sections.trackers import Wandb
 from tunesmith.tracking.metrics import Point
 from tunesmith.tracking.state import TrackerState
 from tunesmith.tracking.tracker import Artifact, Tracked

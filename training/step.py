@@ -7,7 +7,7 @@ the order of its sums. The halved size stays in plan.json, which a resumed run r
 from dataclasses import dataclass
 
 from tunesmith.configs.micro_batch import described, halved
-from tunesmith.configs.recipe import Lora, QLora
+from tunesmith.configs.sections.method import Lora, QLora
 from tunesmith.data.index.loader import Loader, StepBatch
 from tunesmith.errors import InputError, OutOfMemory, TunesmithError
 from tunesmith.rundir.faults import fault_point

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tunesmith.configs.recipe import Deidentify
+from tunesmith.configs.sections.data import Deidentify
 from tunesmith.data.deidentification.recognizers import Finding, find
 from tunesmith.data.deidentification.surrogates import Surrogates, words_of
 from tunesmith.data.refusal import Refusal

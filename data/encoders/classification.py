@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Encoding
 
-from tunesmith.configs.recipe import Classification
+from tunesmith.configs.sections.objectives import Classification
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.outcomes import DROPPED, KEPT, TRUNCATED, Document, Prepared, rejected
 from tunesmith.data.refusal import Refusal

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from tunesmith.configs.recipe import Deidentify
+from tunesmith.configs.sections.data import Deidentify
 from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.data.encoders.encoder import RowEncoder
 from tunesmith.data.outcomes import Prepared

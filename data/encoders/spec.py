@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tunesmith.configs.recipe import Columns, Deidentify, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.data import Columns, Deidentify
 from tunesmith.configs.tasks import TASKS, Task
 from tunesmith.data.deidentification.deidentify import REVISION
 from tunesmith.errors import InputError

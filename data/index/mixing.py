@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from tunesmith.configs.plan import DataFacts, DataSetFacts
-from tunesmith.configs.recipe import Mixing, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.data import Mixing
 from tunesmith.errors import InputError
 
 MAX_PASSES = 1000

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel
 
-from tunesmith.configs.recipe import Classification, Seq2Seq
+from tunesmith.configs.sections.objectives import Classification, Seq2Seq
 from tunesmith.configs.tasks import TASKS
 from tunesmith.data.rows.context import CONTEXT_KEYS
 from tunesmith.data.rows.formats import FORMS, form_of

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tunesmith.configs.recipe import Classification
+from tunesmith.configs.sections.objectives import Classification
 from tunesmith.data.named_label import NamedLabel
 from tunesmith.data.readers.cells import parse_json
 from tunesmith.data.refusal import Refusal, keys_of, name_of

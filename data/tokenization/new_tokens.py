@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from tunesmith.configs.recipe import NewToken
+from tunesmith.configs.sections.model import NewToken
 from tunesmith.data.tokenization.model_size import num_ids
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError

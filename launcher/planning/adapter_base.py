@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tunesmith.configs.plan import AdapterTokenizer, Choice, ModelFacts
-from tunesmith.configs.recipe import Lora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import Lora
 from tunesmith.data.cache import cache_root
 from tunesmith.errors import InputError, RunFault, TunesmithError
 from tunesmith.launcher.planning.linked_copy import linked_copy

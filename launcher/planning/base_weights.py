@@ -1,7 +1,8 @@
 """The plan's line on a base model whose published weights are quantized."""
 
 from tunesmith.configs.plan import Choice, ModelFacts
-from tunesmith.configs.recipe import Lora, QLora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import Lora, QLora
 
 
 def base_weights_choice(recipe: Recipe, model: ModelFacts, precision: str, zero_stage: int) -> list[Choice]:

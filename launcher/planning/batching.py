@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from tunesmith.configs.plan import Choice, DataFacts, SplitFacts
-from tunesmith.configs.recipe import Lora, QLora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import Lora, QLora
 from tunesmith.errors import InputError
 from tunesmith.launcher.planning.memory import Footprint
 from tunesmith.report.wording import count, plural, size

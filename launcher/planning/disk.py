@@ -3,7 +3,8 @@
 import math
 
 from tunesmith.configs.plan import ModelFacts, Plan
-from tunesmith.configs.recipe import Lora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import Lora
 from tunesmith.launcher.planning.memory import ADAMW_BYTES, FP32_BYTES
 
 

@@ -1,7 +1,8 @@
 """What the plan says of adapters and of a mixture of experts, and what it refuses."""
 
 from tunesmith.configs.plan import AdapterTarget, Choice, ModelFacts
-from tunesmith.configs.recipe import Lora, QLora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import Lora, QLora
 from tunesmith.configs.tasks import listed
 from tunesmith.errors import InputError
 from tunesmith.launcher.planning.memory import BF16_BYTES, nf4_bytes

@@ -44,7 +44,8 @@ the number of weights of a block, at least 2 h^2 + 3 h i.
 from dataclasses import dataclass
 
 from tunesmith.configs.plan import ModelFacts
-from tunesmith.configs.recipe import LastLayers, Lora, QLora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import LastLayers, Lora, QLora
 
 PROCESS_BYTES = 650 << 20
 """torch, transformers and peft loaded, before any weight: measured on Linux with the CPU build, rounded up."""

@@ -1,7 +1,8 @@
 """The plan's choices for a mixture of data sets: samples per epoch of each, with the reason."""
 
 from tunesmith.configs.plan import Choice, DataFacts, DataSetFacts
-from tunesmith.configs.recipe import Mixing, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.data import Mixing
 from tunesmith.report.wording import percent, plural
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tunesmith.configs.combinations import Combination, require_combination
 from tunesmith.configs.plan import AddedTokens, Choice, ModelFacts
-from tunesmith.configs.recipe import Lora, NewToken, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import Lora
+from tunesmith.configs.sections.model import NewToken
 from tunesmith.data.cache import cache_root
 from tunesmith.data.tokenization.new_tokens import extended_tokenizer
 from tunesmith.errors import InputError

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from tunesmith.configs.load import load_recipe_text, read_recipe_text
 from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
-from tunesmith.configs.recipe import Lora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import Lora
 from tunesmith.data.cache import cache_root
 from tunesmith.data.index.prepare import earlier_fingerprint, named_files
 from tunesmith.data.index.prepare import prepare as prepare_data

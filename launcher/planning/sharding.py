@@ -32,7 +32,9 @@ from typing import Any
 from tunesmith.configs.combinations import combination_of, require_combination
 from tunesmith.configs.deepspeed import BUCKET_ELEMENTS, Numbers, adopt, deepspeed_config
 from tunesmith.configs.plan import BatchFacts, Choice, ModelFacts, ParallelismFacts
-from tunesmith.configs.recipe import Full, LastLayers, Lora, Parallelism, QLora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import Full, LastLayers, Lora, QLora
+from tunesmith.configs.sections.processes import Parallelism
 from tunesmith.errors import InputError
 from tunesmith.launcher.planning.memory import (
     BF16_BYTES,

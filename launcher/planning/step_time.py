@@ -18,7 +18,8 @@ CPU, and hidden behind the backward pass on a GPU as far as it fits.
 from dataclasses import dataclass
 
 from tunesmith.configs.plan import BatchFacts, Choice, ModelFacts, SplitFacts
-from tunesmith.configs.recipe import LastLayers, Lora, QLora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import LastLayers, Lora, QLora
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.machines import product_of
 from tunesmith.launcher.planning.memory import BF16_BYTES, FP32_BYTES, feed_forward_width

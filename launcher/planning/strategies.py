@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tunesmith.configs.load import load_recipe_text
 from tunesmith.configs.plan import DataFacts, ModelFacts, Plan
-from tunesmith.configs.recipe import Lora, QLora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import Lora, QLora
 from tunesmith.errors import InputError
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.batching import DoesNotFit

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.configs.load import load_recipe_text
-from tunesmith.configs.recipe import Lora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import Lora
 from tunesmith.configs.slurm_site import SlurmSite
 from tunesmith.configs.yaml_tree import InvalidYaml, read_tree
 from tunesmith.data.readers.storage import is_url

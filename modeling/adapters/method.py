@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tunesmith.configs.recipe import Full, LastLayers, Lora
+from tunesmith.configs.sections.method import Full, LastLayers, Lora
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.adapters.earlier_adapter import copy_adapter
 from tunesmith.modeling.adapters.experts import use_token_wise_adapters

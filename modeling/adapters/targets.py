@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tunesmith.configs.recipe import Lora
+from tunesmith.configs.sections.method import Lora
 from tunesmith.errors import InputError
 from tunesmith.modeling.base_model.adapter_targets import is_adaptable, require_known
 from tunesmith.modeling.base_model.experts import ROUTER, is_stacked

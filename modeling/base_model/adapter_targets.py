@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from tunesmith.configs.plan import AdapterTarget
-from tunesmith.configs.recipe import Full, LastLayers, Lora
+from tunesmith.configs.sections.method import Full, LastLayers, Lora
 from tunesmith.errors import InputError
 from tunesmith.modeling.base_model.consistency import LAYER
 from tunesmith.modeling.base_model.experts import ROUTER, is_stacked

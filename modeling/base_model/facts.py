@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from tunesmith.configs.plan import AdapterTarget, ModelFacts
-from tunesmith.configs.recipe import Full, LastLayers, Lora
+from tunesmith.configs.sections.method import Full, LastLayers, Lora
 from tunesmith.configs.tasks import TASKS
 from tunesmith.errors import InputError
 from tunesmith.modeling.base_model.adapter_targets import adapter_shapes, require_targets, targets_of

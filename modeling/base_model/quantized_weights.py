@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.configs.plan import QuantizedWeights
-from tunesmith.configs.recipe import Full, LastLayers, Lora, QLora
+from tunesmith.configs.sections.method import Full, LastLayers, Lora, QLora
 from tunesmith.configs.tasks import TASKS
 from tunesmith.errors import InputError
 from tunesmith.modeling.base_model.tensor_files import tensor_locations

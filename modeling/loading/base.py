@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from tunesmith.configs.recipe import Full, LastLayers, Lora, QLora
+from tunesmith.configs.sections.method import Full, LastLayers, Lora, QLora
 from tunesmith.configs.tasks import TASKS
 from tunesmith.model_files import require_undamaged
 from tunesmith.modeling.loading.heads import Labels, load_classifier

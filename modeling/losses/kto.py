@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tunesmith.configs.recipe import Kto
+from tunesmith.configs.sections.objectives import Kto
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.losses.causal import CausalLoss, LossSums
 from tunesmith.modeling.losses.forward_path import PACKED_AND_FUSED, ForwardPath

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from tunesmith.configs.recipe import Preference
+from tunesmith.configs.sections.objectives import Preference
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.losses.causal import CausalLoss, LossSums
 from tunesmith.modeling.losses.forward_path import PACKED_AND_FUSED, ForwardPath

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypedDict
 
 from tunesmith.configs.plan import Plan, read_plan
-from tunesmith.configs.recipe import Lora
+from tunesmith.configs.sections.method import Lora
 from tunesmith.errors import RunFault
 from tunesmith.model_files import ADAPTER_SETTINGS, settings_digest
 from tunesmith.rundir.atomic import fsync_directory

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from tunesmith.configs.recipe import Deidentify, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.data import Deidentify
 from tunesmith.rundir.atomic import write_text
 from tunesmith.serving.jobs.hyperparameters import learning_rate
 

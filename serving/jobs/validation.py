@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.configs.recipe import Deidentify, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.data import Deidentify
 from tunesmith.data.check import CheckSummary, check_recipe
 from tunesmith.errors import InputError
 from tunesmith.launcher.planning.prepare_run import find_model, find_tokenizer

@@ -3,7 +3,8 @@
 import pytest
 
 from tunesmith.configs.load import load_recipe_text
-from tunesmith.configs.recipe import Data, Recipe, TrainingSet
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.data import Data, TrainingSet
 from tunesmith.errors import InputError
 
 HEAD = "name: t\nmodel: {base: m}\nmethod: {kind: full}\n"

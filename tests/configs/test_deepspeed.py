@@ -4,7 +4,8 @@ import pytest
 
 from tunesmith.configs.deepspeed import Numbers, adopt, deepspeed_config
 from tunesmith.configs.plan import ParallelismFacts
-from tunesmith.configs.recipe import Optimization, Parallelism
+from tunesmith.configs.sections.optimization import Optimization
+from tunesmith.configs.sections.processes import Parallelism
 from tunesmith.errors import InputError
 
 NUMBERS = Numbers(2, 4, 10_000_000, "fp32", True, "cpu")

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.configs.load import load_recipe, load_recipe_text
-from tunesmith.configs.recipe import Full, LastLayers, Lora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import Full, LastLayers, Lora
 from tunesmith.errors import InputError
 
 RECIPE = """\

@@ -6,7 +6,8 @@ from typing import get_args
 
 import pytest
 
-from tunesmith.configs.recipe import Classification, Deidentify
+from tunesmith.configs.sections.data import Deidentify
+from tunesmith.configs.sections.objectives import Classification
 from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.refusal import RefusalCode

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.configs.plan import BatchFacts, Plan
-from tunesmith.configs.recipe import Optimization
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.report.schedule import planned_rate
 from tunesmith.training.optim.schedule import learning_rate
 

@@ -311,7 +311,7 @@ def other_code(tmp_path) -> Path:
     """A checkout whose AdamW has a larger eps, so that only numbers differ."""
     ignored = shutil.ignore_patterns(".*", "models", "runs", "docs", "tests", "benchmarks", "__pycache__", "*.egg-info")
     other = shutil.copytree(ROOT, tmp_path / "other", ignore=ignored)
-    replace(other / "configs/recipe.py", "eps: PositiveFloat = 1.0e-8", "eps: PositiveFloat = 1.1e-8")
+    replace(other / "configs/sections/optimization.py", "eps: PositiveFloat = 1.0e-8", "eps: PositiveFloat = 1.1e-8")
     return other
 
 

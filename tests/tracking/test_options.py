@@ -4,7 +4,7 @@ import pytest
 
 from tests.event_lines import an_event
 from tunesmith.configs.load import load_recipe_text
-from tunesmith.configs.recipe import MLflow, TensorBoard, Wandb
+from tunesmith.configs.sections.trackers import MLflow, TensorBoard, Wandb
 from tunesmith.errors import InputError
 from tunesmith.tracking.metrics import new_points, points_of
 from tunesmith.tracking.redaction import without_secrets

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith.configs.recipe import Full, Lora, Method, Optimization
+from tunesmith.configs.sections.method import Full, Lora, Method
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.data.index.loader import Loader
 from tunesmith.data.index.token_index import write_index
 from tunesmith.data.tokenization.tokenizer import Tokenizer

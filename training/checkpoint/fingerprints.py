@@ -3,7 +3,8 @@
 import json
 
 from tunesmith.configs.plan import Plan
-from tunesmith.configs.recipe import Optimization, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.optimization import Optimization
 
 _NEWER = ("z_loss", "router_loss")
 """Keys of the section `optimization` that were added after its checkpoints existed."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tunesmith.configs.plan import Plan
-from tunesmith.configs.recipe import Full, LastLayers
+from tunesmith.configs.sections.method import Full, LastLayers
 from tunesmith.kernels import weight_gradient
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.kernels.parity import Parity

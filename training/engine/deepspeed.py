@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from tunesmith.configs.plan import ParallelismFacts
-from tunesmith.configs.recipe import Optimization
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.data.index.loader import IGNORED, MicroBatch, StepBatch, filler
 from tunesmith.kernels.compute_copy import expire_copies
 from tunesmith.modeling.adapters.new_rows import wrappers_of

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from tunesmith.configs.recipe import Optimization
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.data.index.loader import MicroBatch, StepBatch, filler
 from tunesmith.kernels.compute_copy import expire_copies
 from tunesmith.kernels.dispatch import Kernels

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tunesmith.configs.recipe import RouterLoss
+from tunesmith.configs.sections.optimization import RouterLoss
 from tunesmith.data.index.loader import StepBatch
 from tunesmith.modeling.losses.causal import CausalLoss
 from tunesmith.modeling.losses.routing import RouterRecorder, RoutingSums, load_balancing_loss

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
 from tunesmith.configs.plan import Plan
-from tunesmith.configs.recipe import QLora
+from tunesmith.configs.sections.method import QLora
 from tunesmith.modeling.base_model.multimodal import text_model_in
 from tunesmith.modeling.loading.base import load_base
 from tunesmith.modeling.loading.four_bit_experts import round_to_four_bits

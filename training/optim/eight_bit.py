@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.configs.recipe import Optimization
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.errors import InputError
 from tunesmith.kernels.adamw import moment_blocks, nearest_codes, unpacked
 from tunesmith.training.optim.groups import ParameterGroup

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from tunesmith.configs.recipe import Optimization
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.training.optim.eight_bit import (
     allocate_eight_bit,

@@ -2,7 +2,7 @@
 
 import math
 
-from tunesmith.configs.recipe import Optimization
+from tunesmith.configs.sections.optimization import Optimization
 
 
 def learning_rate(step: int, *, total_steps: int, warmup_steps: int, optimization: Optimization) -> float:

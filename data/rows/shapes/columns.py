@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tunesmith.configs.recipe import Columns, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.data import Columns
 from tunesmith.data.readers.cells import NESTED, nested
 from tunesmith.data.refusal import Refusal, keys_of
 from tunesmith.data.rows.fields import FORM_KEYS, nearest

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.configs.recipe import Classification, Columns, Deidentify, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.data import Columns, Deidentify
+from tunesmith.configs.sections.objectives import Classification
 from tunesmith.data.check import check_recipe
 from tunesmith.data.deidentification.deidentify import deidentified
 from tunesmith.data.deidentification.name_lists import FAMILY, GIVEN, SURROGATE_FAMILY, SURROGATE_GIVEN

@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from tunesmith.configs.recipe import Classification
+from tunesmith.configs.sections.objectives import Classification
 from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.readers.sources import cut, read

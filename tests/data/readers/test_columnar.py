@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.configs.recipe import Classification
+from tunesmith.configs.sections.objectives import Classification
 from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.named_label import NamedLabel

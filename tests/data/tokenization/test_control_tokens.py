@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Whitespace
 
-from tunesmith.configs.recipe import Classification, Seq2Seq
+from tunesmith.configs.sections.objectives import Classification, Seq2Seq
 from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.language_model import LanguageModelEncoder, prompt_tokens
 from tunesmith.data.encoders.spec import EncodingSpec

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import make_tokenizer
-from tunesmith.configs.recipe import NewToken
+from tunesmith.configs.sections.model import NewToken
 from tunesmith.data.tokenization.new_tokens import extended_tokenizer
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.errors import InputError

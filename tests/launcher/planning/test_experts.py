@@ -3,7 +3,8 @@
 import pytest
 
 from tests.modeling.moe_models import make_moe
-from tunesmith.configs.recipe import Lora, QLora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import Lora, QLora
 from tunesmith.errors import InputError
 from tunesmith.launcher.planning.experts import (
     adapter_choices,

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from tests.launcher.planning.test_planner import CPU
-from tunesmith.configs.recipe import Lora
+from tunesmith.configs.sections.method import Lora
 from tunesmith.errors import InputError
 from tunesmith.launcher.hardware import Hardware
 from tunesmith.launcher.planning.batching import DoesNotFit

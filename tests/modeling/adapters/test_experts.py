@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.expert_adapters import RANK, attention_alone, saved_bytes, with_peft_forward
 from benchmarks.expert_adapters import adapted as adapted_benchmark
 from tests.modeling.moe_models import MODELS, fill, make_moe
-from tunesmith.configs.recipe import LastLayers, Lora
+from tunesmith.configs.sections.method import LastLayers, Lora
 from tunesmith.errors import InputError
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.adapters.output_ratio import output_ratio

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tunesmith.configs.recipe import Full, LastLayers, Lora
+from tunesmith.configs.sections.method import Full, LastLayers, Lora
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.adapters.method import apply_method, is_tied, set_dropout, trained_parameters
 from tunesmith.modeling.loading.load import load_model

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 
-from tunesmith.configs.recipe import Lora
+from tunesmith.configs.sections.method import Lora
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.adapters.new_rows import wrappers_of

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tunesmith.configs.recipe import Full, Lora
+from tunesmith.configs.sections.method import Full, Lora
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.adapters.output_ratio import output_ratio
 from tunesmith.modeling.loading.load import load_model

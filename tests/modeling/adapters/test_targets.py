@@ -10,7 +10,7 @@ import torch
 from tests.modeling.base_model.test_supported import LENGTHS, make_batch, make_model
 from tests.modeling.decoders import DECODERS
 from tests.modeling.losses.test_task_families import ENCODERS, PAIRS, made
-from tunesmith.configs.recipe import Lora
+from tunesmith.configs.sections.method import Lora
 from tunesmith.errors import InputError
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters

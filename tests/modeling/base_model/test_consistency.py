@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from tunesmith.configs.recipe import Full
+from tunesmith.configs.sections.method import Full
 from tunesmith.errors import InputError
 from tunesmith.modeling.base_model.consistency import ROPE_TYPES, require_consistent
 from tunesmith.modeling.base_model.facts import model_facts

@@ -5,7 +5,7 @@ from math import prod
 import pytest
 
 from tests.modeling.moe_models import DENSE, MODELS, make_moe
-from tunesmith.configs.recipe import LastLayers, Lora
+from tunesmith.configs.sections.method import LastLayers, Lora
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.adapter_targets import adapter_shapes, targets_of
 from tunesmith.modeling.base_model.consistency import require_consistent

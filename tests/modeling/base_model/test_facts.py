@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.configs.recipe import Full, Lora
+from tunesmith.configs.sections.method import Full, Lora
 from tunesmith.errors import InputError
 from tunesmith.modeling.base_model import fingerprint
 from tunesmith.modeling.base_model.facts import model_facts

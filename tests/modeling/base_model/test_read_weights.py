@@ -7,7 +7,7 @@ import torch
 import transformers
 from peft import PeftModel
 
-from tunesmith.configs.recipe import Lora
+from tunesmith.configs.sections.method import Lora
 from tunesmith.errors import InputError
 from tunesmith.modeling.adapters.method import apply_method
 from tunesmith.modeling.base_model.adapter_targets import adapter_shapes

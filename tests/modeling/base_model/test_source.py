@@ -88,7 +88,7 @@ def test_torch_is_never_imported(tiny_llama, tmp_path):
     script = (
         "import sys; from pathlib import Path\n"
         "from tunesmith.modeling.base_model.source import resolve_model, model_facts\n"
-        "from tunesmith.configs.recipe import Lora\n"
+        "from tunesmith.configs.sections.method import Lora\n"
         "path = resolve_model(sys.argv[1], None, Path('.'), cache=Path(sys.argv[2]))\n"
         "facts = model_facts(path, sys.argv[1], Lora(kind='lora'))\n"
         "try: resolve_model('organisation/name', None, Path('.'), cache=Path(sys.argv[2]))\n"

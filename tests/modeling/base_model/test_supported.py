@@ -7,7 +7,7 @@ import transformers
 from torch.nn.functional import cross_entropy
 
 from tests.modeling.decoders import DECODERS
-from tunesmith.configs.recipe import Full, LastLayers, Lora
+from tunesmith.configs.sections.method import Full, LastLayers, Lora
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.base_model.facts import model_facts
 from tunesmith.modeling.loading.attention_choice import attention_of

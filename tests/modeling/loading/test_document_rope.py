@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
-from tunesmith.configs.recipe import Lora
+from tunesmith.configs.sections.method import Lora
 from tunesmith.inference.batched_model import BatchedModel
 from tunesmith.inference.generate import generate_batch
 from tunesmith.inference.sequence import Generation

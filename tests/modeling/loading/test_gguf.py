@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from tunesmith.configs.recipe import Full
+from tunesmith.configs.sections.method import Full
 from tunesmith.data.tokenization.tokenizer import Tokenizer as OurTokenizer
 from tunesmith.errors import InputError
 from tunesmith.modeling.base_model.facts import model_facts

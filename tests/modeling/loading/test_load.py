@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from tunesmith.configs.recipe import Lora
+from tunesmith.configs.sections.method import Lora
 from tunesmith.errors import InputError
 from tunesmith.modeling.adapters.method import apply_method
 from tunesmith.modeling.base_model.adapter_files import adapter_base

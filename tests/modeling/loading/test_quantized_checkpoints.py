@@ -13,7 +13,7 @@ from tests.conftest import make_tokenizer
 from tests.modeling.base_model.test_supported import SIZES
 from tests.modeling.moe_models import make_moe
 from tests.modeling.quantized_checkpoints import write_four_bits, write_fp8, write_mxfp4
-from tunesmith.configs.recipe import Full, Lora, QLora
+from tunesmith.configs.sections.method import Full, Lora, QLora
 from tunesmith.errors import InputError
 from tunesmith.modeling.base_model.facts import model_facts
 from tunesmith.modeling.loading.load import load_model

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.modeling.base_model.test_supported import make_model
 from tests.modeling.decoders import DECODERS
-from tunesmith.configs.recipe import Lora, QLora
+from tunesmith.configs.sections.method import Lora, QLora
 from tunesmith.errors import InputError, RunFault
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.loading import base

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.modeling.losses.test_causal import FULL, LENGTHS, gradients, initialize_adapters, make_batch
-from tunesmith.configs.recipe import Lora
+from tunesmith.configs.sections.method import Lora
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.adapters.method import apply_method
 from tunesmith.modeling.loading.load import load_model

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 
-from tunesmith.configs.recipe import Full, Lora
+from tunesmith.configs.sections.method import Full, Lora
 from tunesmith.errors import RunFault
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.loading.attention_choice import attention_of

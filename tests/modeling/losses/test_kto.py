@@ -11,7 +11,9 @@ import torch
 
 from tests.rank_processes import outputs_of_ranks
 from tests.waiting import LIMIT_S
-from tunesmith.configs.recipe import Full, Kto, Optimization
+from tunesmith.configs.sections.method import Full
+from tunesmith.configs.sections.objectives import Kto
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.loader import Loader

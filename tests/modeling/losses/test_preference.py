@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith.configs.recipe import Preference
+from tunesmith.configs.sections.objectives import Preference
 from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.spec import EncodingSpec
 from tunesmith.data.index.loader import micro_batch

@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 
-from tunesmith.configs.recipe import Full, Lora, Operation
+from tunesmith.configs.recipe import Operation
+from tunesmith.configs.sections.method import Full, Lora
 from tunesmith.data.tokenization.tokenizer import Tokenizer
 from tunesmith.inference.generate import generate
 from tunesmith.inference.types import Sampling

@@ -7,7 +7,8 @@ import pytest
 
 from tests.modeling.proof.test_compare import make
 from tunesmith.configs.plan import AdapterTarget
-from tunesmith.configs.recipe import Lora, RouterLoss
+from tunesmith.configs.sections.method import Lora
+from tunesmith.configs.sections.optimization import RouterLoss
 from tunesmith.modeling.adapters import targets
 from tunesmith.modeling.adapters.method import apply_method
 from tunesmith.modeling.base_model.adapter_targets import adapter_shapes, targets_of

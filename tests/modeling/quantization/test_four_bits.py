@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.rounding import effect_of_rounding, require_rounding_only
-from tunesmith.configs.recipe import Lora, QLora
+from tunesmith.configs.sections.method import Lora, QLora
 from tunesmith.kernels import dispatch, nf4
 from tunesmith.kernels.dispatch import Implementation, Kernels
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters

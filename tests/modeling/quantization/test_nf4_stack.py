@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.modeling.moe_models import fill, make_moe
 from tests.rounding import effect_of_rounding, require_rounding_only
-from tunesmith.configs.recipe import Lora, QLora
+from tunesmith.configs.sections.method import Lora, QLora
 from tunesmith.errors import InputError
 from tunesmith.kernels.dispatch import Kernels
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.event_lines import an_event
-from tunesmith.configs.recipe import Wandb
+from tunesmith.configs.sections.trackers import Wandb
 from tunesmith.rundir.event_log import EventLog
 from tunesmith.rundir.paths import RunDir
 from tunesmith.serving.errors import ApiError

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from tunesmith.configs.recipe import Optimization
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.errors import RunFault
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.checkpoint.checkpoints import (
@@ -130,7 +130,7 @@ SAVE_TWO = """
 import sys
 from pathlib import Path
 import torch
-from tunesmith.configs.recipe import Optimization
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.checkpoint.checkpoints import retain, save_checkpoint
 from tunesmith.training.engine.plain import PlainEngine

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tunesmith.configs.plan import Plan
-from tunesmith.configs.recipe import Optimization
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.errors import RunFault
 from tunesmith.training.checkpoint.checkpoints import load_state, require_same
 from tunesmith.training.checkpoint.fingerprints import fingerprints_of

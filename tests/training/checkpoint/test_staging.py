@@ -109,7 +109,7 @@ TWO_IN_THE_BACKGROUND = """
 import sys, time
 from pathlib import Path
 import torch
-from tunesmith.configs.recipe import Optimization
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.rundir.paths import RunDir
 from tunesmith.training.checkpoint.checkpoints import Content, retain, tensors_of, write_checkpoint
 from tunesmith.training.engine.plain import PlainEngine

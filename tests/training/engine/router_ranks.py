@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from tunesmith.configs.deepspeed import Numbers, deepspeed_config
 from tunesmith.configs.plan import ParallelismFacts
-from tunesmith.configs.recipe import Full, Lora, Optimization, QLora
+from tunesmith.configs.sections.method import Full, Lora, QLora
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.data.index.loader import Loader
 from tunesmith.data.index.token_index import TokenIndex
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tunesmith.configs.recipe import Full, Lora
+from tunesmith.configs.sections.method import Full, Lora
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.losses.causal import CausalLoss

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.training.engine.test_plain import ALONE, OPTIMIZATION, index, loader_for  # noqa: F401
-from tunesmith.configs.recipe import Full
+from tunesmith.configs.sections.method import Full
 from tunesmith.modeling.adapters.method import apply_method, trained_parameters
 from tunesmith.modeling.loading.load import load_model
 from tunesmith.modeling.losses.causal import CausalLoss

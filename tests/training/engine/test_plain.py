@@ -9,7 +9,8 @@ import torch
 
 from tests.rank_processes import outputs_of_ranks
 from tests.waiting import LIMIT_S
-from tunesmith.configs.recipe import Full, Lora, Optimization
+from tunesmith.configs.sections.method import Full, Lora
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.data.index.loader import Loader
 from tunesmith.data.index.token_index import TokenIndex, write_index
 from tunesmith.kernels.compute_copy import compute_copy

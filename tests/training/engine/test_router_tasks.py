@@ -10,7 +10,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tests.conftest import make_tokenizer
 from tests.modeling.moe_models import make_moe
-from tunesmith.configs.recipe import Full, Kto, Optimization, Preference
+from tunesmith.configs.sections.method import Full
+from tunesmith.configs.sections.objectives import Kto, Preference
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.configs.tasks import TASKS
 from tunesmith.data.index.loader import MicroBatch, StepBatch
 from tunesmith.errors import InputError

@@ -30,7 +30,8 @@ from tunesmith.configs.plan import (  # noqa: E402
     Plan,
     SplitFacts,
 )
-from tunesmith.configs.recipe import Full, LastLayers, Recipe  # noqa: E402
+from tunesmith.configs.recipe import Recipe  # noqa: E402
+from tunesmith.configs.sections.method import Full, LastLayers  # noqa: E402
 from tunesmith.data.index.loader import Loader, micro_batch  # noqa: E402
 from tunesmith.data.index.token_index import TokenIndex  # noqa: E402
 from tunesmith.inference.generate import generate  # noqa: E402

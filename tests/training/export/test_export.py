@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tests.event_lines import an_event
 from tunesmith.configs.plan import BatchFacts, ComputeFacts, DataFacts, Plan, SplitFacts
-from tunesmith.configs.recipe import Full, Lora, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.method import Full, Lora
 from tunesmith.data.index.loader import micro_batch
 from tunesmith.data.index.token_index import TokenIndex, write_index
 from tunesmith.data.tokenization.tokenizer import Tokenizer

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tunesmith.configs.recipe import Optimization
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.training.optim.optimizer import MOMENTS, make_optimizer, moment_of, set_moments
 
 pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")

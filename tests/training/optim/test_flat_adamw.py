@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tunesmith.configs.recipe import Optimization
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.kernels import dispatch
 from tunesmith.kernels.adamw import adamw_
 from tunesmith.kernels.dispatch import Implementation, Kernels

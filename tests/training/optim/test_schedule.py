@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.configs.recipe import Optimization
+from tunesmith.configs.sections.optimization import Optimization
 from tunesmith.training.optim.schedule import learning_rate
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.tokenization.families import QWEN_3
-from tunesmith.configs.recipe import Classification, Seq2Seq
+from tunesmith.configs.sections.objectives import Classification, Seq2Seq
 from tunesmith.configs.tasks import TASKS
 from tunesmith.data.encoders.by_task import make_encoder
 from tunesmith.data.encoders.encoder import RowEncoder

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.configs.recipe import Columns, Recipe
+from tunesmith.configs.recipe import Recipe
+from tunesmith.configs.sections.data import Columns
 from tunesmith.configs.tasks import TASKS
 from tunesmith.data.check import check_recipe
 from tunesmith.data.encoders.by_task import encoder_from, make_encoder, portable
