@@ -259,7 +259,7 @@ def test_every_shipped_recipe_can_be_planned(project, recipe, tiny_llama, write_
     task = next(line.split()[1] for line in recipe.read_text().splitlines() if line.startswith("task:"))
     write_jsonl("rows.jsonl", rows[task])
     settings = [f"model.base={tiny_llama}", f"data.train=[{project / 'rows.jsonl'}]", "model.revision=null"]
-    settings.append("data.validation=0.2")
+    settings += ["data.validation=0.2", "data.mixing=null"]
     ended = tunesmith("plan", recipe, *(part for s in settings for part in ("--set", s)), cwd=project)
     assert ended.returncode == 0, ended.stderr
     assert "total_steps" in ended.stdout

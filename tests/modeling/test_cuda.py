@@ -65,7 +65,7 @@ def test_a_worker_selects_its_device_before_it_joins_the_others(monkeypatch):
 
     order: list[str] = []
     plan = SimpleNamespace(
-        compute=SimpleNamespace(device="cuda", deterministic="off", threads_per_rank=1),
+        compute=SimpleNamespace(device="cuda", deterministic="off", threads_per_rank=1, gradient_checkpointing=True),
         recipe=SimpleNamespace(stage_timeout_s=60.0),
     )
     rendezvous = SimpleNamespace(
