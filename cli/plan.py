@@ -97,11 +97,11 @@ def _print_strategies(recipe, outcomes, as_json: bool) -> None:
 
 
 def print_plan(plan: "Plan", as_json: bool) -> None:
-    from tunesmith.launcher.measured_runs import experience_of
+    from tunesmith.launcher.measured_runs import earlier_runs_like
     from tunesmith.launcher.planning.plan_table import show_plan
     from tunesmith.launcher.terminal import console_for
 
     if as_json:
         typer.echo(plan.model_dump_json(indent=2))
     else:
-        show_plan(plan, console_for(), experience_of(plan))
+        show_plan(plan, console_for(), earlier_runs_like(plan))

@@ -22,7 +22,7 @@ MAX_RUNS = 20
 
 
 @dataclass(frozen=True)
-class Experience:
+class EarlierRuns:
     """Earlier runs of one kind on this machine. memory, time: medians of measured / estimated; None: not both known."""
 
     num_runs: int
@@ -54,12 +54,12 @@ def record_measured(run: RunDir, plan: Plan) -> None:
         return
 
 
-def experience_of(plan: Plan) -> Experience | None:
+def earlier_runs_like(plan: Plan) -> EarlierRuns | None:
     """What runs of the plan's kind needed on this machine; None if there were none."""
     runs = list(read_lines(_file_of(plan)))[-MAX_RUNS:]
     if not runs:
         return None
-    return Experience(len(runs), _ratio(runs, "peak_bytes"), _ratio(runs, "step_s"))
+    return EarlierRuns(len(runs), _ratio(runs, "peak_bytes"), _ratio(runs, "step_s"))
 
 
 def _ratio(runs: list[dict[str, Any]], key: str) -> float | None:

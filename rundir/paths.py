@@ -120,6 +120,11 @@ class RunDir:
         return self.root / "reference.safetensors"
 
     @property
+    def probe(self) -> Path:
+        """In the temporary directory of `tunesmith plan --probe`: what it measured."""
+        return self.root / "probe.json"
+
+    @property
     def export(self) -> Path:
         """A standard Hugging Face directory: the adapter or the full model."""
         return self.root / "export"
@@ -218,15 +223,21 @@ class RunDir:
             ) from error
 
 
+def nearest_directory(path: Path) -> Path:
+    """Return the path if it is a directory, otherwise the nearest one above it that exists. No error without
+    permission."""
+    whole = path.absolute()
+    # not Path.is_dir, which may raise
+    return next(place for place in (whole, *whole.parents) if os.path.isdir(place))
+
+
 def require_possible(path: Path, remedy: str) -> None:
     """Raise InputError if the file system allows no directory of this name: a part, or the whole path, is too long.
 
     The limit is in bytes: a letter outside ASCII takes two to four.
     """
     whole = Path(os.path.abspath(path))
-    place = next(
-        parent for parent in (*whole.parents, whole) if os.path.isdir(parent)
-    )  # not Path.is_dir, which may raise
+    place = nearest_directory(whole.parent)
     max_name, max_path = _limit(place, "PC_NAME_MAX", 255), _limit(place, "PC_PATH_MAX", 4096)
     for part in whole.parts:
         if (length := len(os.fsencode(part))) > max_name:

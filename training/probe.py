@@ -25,7 +25,6 @@ from tunesmith.training.loop import peak_memory_bytes
 from tunesmith.training.samples import loader_of
 from tunesmith.training.worker import start
 
-RESULT = "probe.json"
 NUM_STEPS = 2
 """The first also creates kernels, moments and buffers: memory is the peak of both, time that of the second."""
 
@@ -68,7 +67,7 @@ def _probe(run: RunDir, plan: Plan, ranks: Ranks) -> None:
     )
     if ranks.is_first:
         value = {"peak_bytes": int(max(peaks)), "step_s": seconds, "step": step, "num_tokens": batch.global_num_tokens}
-        write_json(run.root / RESULT, value)
+        write_json(run.probe, value)
     ranks.barrier()
     engine.close()
 

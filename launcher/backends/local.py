@@ -14,8 +14,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tunesmith.configs.plan import Plan
 from tunesmith.data.index.workers import prepare_shards
@@ -136,14 +137,27 @@ def run_local(
 
 
 def _start(run: RunDir, plan: Plan, attempt: int, lock_fd: int, workers: Workers) -> None:
+    run.logs.mkdir(exist_ok=True)
+    logs = [run.log(attempt, rank) for rank in range(plan.compute.world_size)]
+    program = [WORKER, str(run.root.resolve()), "--attempt", str(attempt)]
+    for process in started_ranks(plan, program, logs, (lock_fd,)):
+        workers.processes.append(process)
+    if workers.stop_requested:  # the signal arrived before the workers were started
+        workers.signal_all(signal.SIGTERM)
+
+
+def started_ranks(
+    plan: Plan, program: Sequence[str], logs: Sequence[Path], pass_fds: Sequence[int] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process per rank on this machine and yield each. program: module and arguments. logs: by rank, appended
+    to. Raises RunFault if a process cannot be started."""
     world_size = plan.compute.world_size
     rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if world_size > 1 else {}
-    run.logs.mkdir(exist_ok=True)
-    for rank in range(world_size):
+    for rank, path in enumerate(logs):
         # -P: a directory with the name of a package in the working directory must not be imported instead.
-        command = [sys.executable, "-P", "-m", WORKER, str(run.root.resolve()), "--attempt", str(attempt)]
+        command = [sys.executable, "-P", "-m", *program]
         try:
-            with open(run.log(attempt, rank), "ab") as log:
+            with open(path, "ab") as log:
                 process = subprocess.Popen(
                     command,
                     stdin=subprocess.PIPE,
@@ -151,14 +165,12 @@ def _start(run: RunDir, plan: Plan, attempt: int, lock_fd: int, workers: Workers
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **worker_environment(plan, rank, world_size, rank), **rendezvous},
                     start_new_session=True,
-                    pass_fds=(lock_fd,),
+                    pass_fds=pass_fds,
                 )
         except OSError as error:
             where, remedy = str(error.filename or sys.executable), "check its permissions, then resume the run"
             raise RunFault(f"a worker cannot be started: {error.strerror}", where=where, remedy=remedy) from error
-        workers.processes.append(process)
-    if workers.stop_requested:  # the signal arrived before the workers were started
-        workers.signal_all(signal.SIGTERM)
+        yield process
 
 
 def worker_environment(plan: Plan, rank: int, world_size: int, local_rank: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from tunesmith.launcher.doctor.finding import Finding, Result, Severity
+from tunesmith.rundir.paths import nearest_directory
 
 MIN_FREE_BYTES, LITTLE_FREE_BYTES = 1 << 30, 20 << 30
 """Below the first the smallest run fails; a LoRA run of a 7B model with its export needs about the second."""
@@ -18,9 +19,7 @@ MIN_FREE_FILES = 10_000
 
 def check_disk(directory: Path, slow_bytes_per_s: float = SLOW_BYTES_PER_S) -> Result:
     """Examine a directory, or the nearest that exists above it; writes, syncs and deletes a file of 64 MiB."""
-    place = next(
-        path for path in (directory.absolute(), *directory.absolute().parents) if os.path.isdir(path)
-    )  # no error without permission
+    place = nearest_directory(directory)
     findings: list[Finding] = []
 
     def add(severity: Severity, what: str, why: str, remedy: str) -> None:

@@ -1,7 +1,6 @@
 """Several hosts: they are reachable, share the directory, have the same versions and time, and can communicate."""
 
 import json
-import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from tunesmith.launcher.doctor.finding import Finding, Result
 from tunesmith.launcher.doctor.hosts import Hosts, start
+from tunesmith.rundir.paths import nearest_directory
 
 NODE_S = 60.0
 COLLECTIVE_S = 120.0
@@ -39,9 +39,7 @@ def check_nodes(
 ) -> Iterator[Result]:
     """Query all hosts at once, then run a collective between them if all of them answered."""
     nonce = secrets.token_hex(16)
-    place = next(
-        path for path in (directory.absolute(), *directory.absolute().parents) if os.path.isdir(path)
-    )  # no error without permission
+    place = nearest_directory(directory)
     path = place / f".tunesmith-doctor-{nonce}"
     written = ""
     try:

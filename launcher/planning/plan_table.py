@@ -5,7 +5,7 @@ import json
 from rich.table import Table
 
 from tunesmith.configs.plan import Plan
-from tunesmith.launcher.measured_runs import Experience
+from tunesmith.launcher.measured_runs import EarlierRuns
 from tunesmith.launcher.planning.disk import disk_need
 from tunesmith.launcher.terminal import TextConsole
 from tunesmith.modeling.base_model.positions import positions_warning
@@ -13,8 +13,8 @@ from tunesmith.report.summary import method_of
 from tunesmith.report.wording import count, duration, omissions, percent, plural, size
 
 
-def show_plan(plan: Plan, console: TextConsole, experience: Experience | None = None) -> None:
-    """experience: of earlier runs on this machine; None: there are none."""
+def show_plan(plan: Plan, console: TextConsole, earlier: EarlierRuns | None = None) -> None:
+    """earlier: of earlier runs on this machine; None: there are none."""
     console.print(f"{plan.recipe.name}: {method_of(plan)} of {plan.model.source}", style="bold")
     for line in _facts(plan):
         console.print(f"  {line}")
@@ -28,7 +28,7 @@ def show_plan(plan: Plan, console: TextConsole, experience: Experience | None = 
     need, num_checkpoints = disk_need(plan)
     each = f"up to {plural(num_checkpoints, 'checkpoint')} of {size(plan.compute.checkpoint_bytes)}, export, logs"
     table.add_row("disk", "", size(need), f"estimated: {each}")
-    for key, text, reason in _experience_rows(plan, experience):
+    for key, text, reason in _earlier_rows(plan, earlier):
         table.add_row(key, "", text, reason)
     console.print()
     console.print(table)
@@ -37,17 +37,17 @@ def show_plan(plan: Plan, console: TextConsole, experience: Experience | None = 
         console.print(json.dumps(plan.parallelism.deepspeed, indent=2))
 
 
-def _experience_rows(plan: Plan, experience: Experience | None) -> list[tuple[str, str, str]]:
+def _earlier_rows(plan: Plan, earlier: EarlierRuns | None) -> list[tuple[str, str, str]]:
     """What earlier runs of this kind make of the estimates."""
-    if experience is None:
+    if earlier is None:
         return []
-    runs, rows = plural(experience.num_runs, "earlier run") + " like this on this machine", []
-    if experience.memory:
-        needed = size(round(plan.compute.estimated_peak_bytes * experience.memory))
-        rows.append(("measured memory", needed, f"{runs}: {experience.memory:.2f} of the estimate"))
-    if experience.time and plan.compute.estimated_step_s:
-        expected = duration(plan.compute.estimated_step_s * experience.time)
-        rows.append(("measured time", "", f"{runs}: {experience.time:.2f} of the estimate; a step takes {expected}"))
+    runs, rows = plural(earlier.num_runs, "earlier run") + " like this on this machine", []
+    if earlier.memory:
+        needed = size(round(plan.compute.estimated_peak_bytes * earlier.memory))
+        rows.append(("measured memory", needed, f"{runs}: {earlier.memory:.2f} of the estimate"))
+    if earlier.time and plan.compute.estimated_step_s:
+        expected = duration(plan.compute.estimated_step_s * earlier.time)
+        rows.append(("measured time", "", f"{runs}: {earlier.time:.2f} of the estimate; a step takes {expected}"))
     return rows
 
 

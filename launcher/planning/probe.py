@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from pathlib import Path
 
 from tunesmith.configs.plan import Plan
 from tunesmith.errors import InputError, RunFault
-from tunesmith.launcher.backends.local import free_port, worker_environment
+from tunesmith.launcher.backends.local import started_ranks
 from tunesmith.report.wording import count, duration, plural, size
 from tunesmith.rundir.json_lines import parse_line
 from tunesmith.rundir.paths import RunDir
@@ -49,10 +47,9 @@ def run_probe(plan: Plan, limit_s: float = LIMIT_S) -> Probe:
         run.create()
         plan.write(run.plan)
         logs = _run_ranks(run, plan, limit_s)
-        result = run.root / "probe.json"
-        if not result.is_file():
+        if not run.probe.is_file():
             raise _failure(logs, plan)
-        value = parse_line(result.read_text(encoding="utf-8")) or {}
+        value = parse_line(run.probe.read_text(encoding="utf-8")) or {}
         return Probe(**value)
 
 
@@ -77,20 +74,10 @@ def probe_lines(plan: Plan, probe: Probe) -> list[str]:
 
 
 def _run_ranks(run: RunDir, plan: Plan, limit_s: float) -> list[Path]:
-    world_size = plan.compute.world_size
-    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if world_size > 1 else {}
-    logs, processes = [run.logs / f"probe-{rank}.log" for rank in range(world_size)], []
+    logs, processes = [run.logs / f"probe-{rank}.log" for rank in range(plan.compute.world_size)], []
     run.logs.mkdir(exist_ok=True)
     try:
-        for rank, path in enumerate(logs):
-            environment = {**os.environ, **worker_environment(plan, rank, world_size, rank), **rendezvous}
-            with open(path, "wb") as log:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-P", "-m", PROBE, str(run.root)],
-                        stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True,
-                    )
-                )  # fmt: skip
+        processes += started_ranks(plan, [PROBE, str(run.root)], logs)
         ends = time.monotonic() + limit_s
         while any(process.poll() is None for process in processes):
             failed = any(process.poll() not in (None, 0) for process in processes)

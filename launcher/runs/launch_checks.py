@@ -9,15 +9,13 @@ from tunesmith.errors import InputError
 from tunesmith.launcher.backends.base import Backend
 from tunesmith.launcher.planning.disk import disk_need
 from tunesmith.report.wording import plural, size
-from tunesmith.rundir.paths import RunDir
+from tunesmith.rundir.paths import RunDir, nearest_directory
 
 
 def require_disk(plan: Plan, directory: Path) -> None:
     """Raise InputError if the run would fill the disk. directory: the run directory, which may not exist yet."""
     need, num_checkpoints = disk_need(plan)
-    place = directory.resolve()
-    while not place.is_dir():
-        place = place.parent
+    place = nearest_directory(directory.resolve())
     free = shutil.disk_usage(place).free
     if need <= free:
         return

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tests.event_lines import an_event
 from tests.launcher.planning.test_planner import CPU
-from tunesmith.launcher.measured_runs import experience_of, record_measured
+from tunesmith.launcher.measured_runs import earlier_runs_like, record_measured
 from tunesmith.launcher.planning.plan_table import show_plan
 from tunesmith.launcher.planning.planner import make_plan
 from tunesmith.launcher.product_rates import ProductRates
@@ -48,16 +48,16 @@ def a_run(tmp_path):
 
 def test_later_plans_of_the_same_kind_know_the_ratio(a_plan, a_run):
     plan = a_plan()
-    assert experience_of(plan) is None
+    assert earlier_runs_like(plan) is None
     peak, seconds = plan.compute.estimated_peak_bytes, plan.compute.estimated_step_s or 0
     for ratio in (0.8, 0.9, 1.4):
         record_measured(a_run(round(ratio * peak), 2 * ratio * seconds), plan)
-    known = experience_of(a_plan("optimization.epochs=3"))
+    known = earlier_runs_like(a_plan("optimization.epochs=3"))
     assert known is not None
     assert known.num_runs == 3
     assert known.memory == pytest.approx(0.9, rel=1e-6)
     assert known.time == pytest.approx(1.8, rel=1e-6)
-    assert experience_of(a_plan("method.kind=full")) is None
+    assert earlier_runs_like(a_plan("method.kind=full")) is None
     assert a_plan() == plan
 
 
@@ -65,7 +65,7 @@ def test_the_table_shows_what_to_expect(a_plan, a_run):
     plan = a_plan()
     record_measured(a_run(2 * plan.compute.estimated_peak_bytes, 1.0), plan)
     stream = io.StringIO()
-    show_plan(plan, Console(file=stream, width=160), experience_of(plan))
+    show_plan(plan, Console(file=stream, width=160), earlier_runs_like(plan))
     (line,) = (line for line in stream.getvalue().splitlines() if line.startswith("measured memory"))
     assert "1 earlier run like this on this machine: 2.00 of the estimate" in line
     assert "a step takes 1.0 s" in stream.getvalue()
@@ -74,12 +74,12 @@ def test_the_table_shows_what_to_expect(a_plan, a_run):
 def test_runs_without_measurements_and_damaged_lines_do_not_count(a_plan, a_run, cache):
     plan = a_plan()
     record_measured(a_run(None, 1.0), plan)
-    assert experience_of(plan) is None
+    assert earlier_runs_like(plan) is None
     record_measured(a_run(plan.compute.estimated_peak_bytes, 1.0), plan)
     (file,) = (cache / "measured-runs").iterdir()
     with open(file, "a") as lines:
         lines.write('{"peak_bytes": "many"}\n[1]\n{"peak_by')
-    known = experience_of(plan)
+    known = earlier_runs_like(plan)
     assert known is not None
     assert known.memory == pytest.approx(1.0)
 
@@ -87,4 +87,4 @@ def test_runs_without_measurements_and_damaged_lines_do_not_count(a_plan, a_run,
 def test_a_cache_that_cannot_be_written_is_no_error(a_plan, a_run, cache):
     cache.write_text("a file")
     record_measured(a_run(1 << 30, 1.0), a_plan())
-    assert experience_of(a_plan()) is None
+    assert earlier_runs_like(a_plan()) is None
